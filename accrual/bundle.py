@@ -1,0 +1,225 @@
+"""A model bundle: one folder that is a whole model, under one digest, signed.
+
+    <model store>/<digest>/
+        manifest.json         what made it, and the SHA-256 of every other file; `digest` is this file's own
+        manifest.sig          Ed25519 signature of manifest.json's bytes
+        contract.yaml         the contract it was made from
+        labels.json           its classes, in the order of the head's rows
+        head.safetensors      `bias` [classes] and, unless it is a constant model, `weight` [classes, dimensions]
+        calibrator.json       the temperature
+        tokenizer/ adapter/   unless it is a constant model; `adapter` (PEFT, fp32) once it was trained
+        README.md             the model card
+
+The base model is not in it: it never changes, and is known by its own digest. Nothing in a bundle is executable;
+weights are safetensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from accrual.errors import BundleError
+
+VERSION = 1
+MANIFEST = "manifest.json"
+SIGNATURE = "manifest.sig"
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What made a model. It holds no clock time: the same rows, seed and code give the same digest.
+
+    `parent` and `parent_digest` name the champion it was trained to replace (None for generation 0). `windows` are all
+    whose rows it has seen, read at lake snapshot `snapshot_id`; `rows_digest` is over the rows' ids and labels.
+    `base_digest` is None for a constant model, which needs no base. `files` maps relative names to SHA-256.
+    """
+
+    v: int = VERSION
+    stream: str
+    version: int
+    parent: str | None
+    parent_digest: str | None
+    run_id: str
+    windows: list[int]
+    snapshot_id: int | None
+    rows_new: int
+    rows_replayed: int
+    rows_digest: str
+    seed: int
+    base: str
+    base_digest: str | None
+    made_with: dict[str, str]
+    files: dict[str, str] = {}
+
+    @property
+    def model(self) -> str:
+        """`stream@version`, as predictions name it."""
+        return f"{self.stream}@{self.version}"
+
+
+_decode = msgspec.json.Decoder(Manifest).decode
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def drafted(store: Path) -> Iterator[Path]:
+    """An empty folder in the store in which a bundle can be put together; gone at the end unless it was sealed."""
+    store.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".draft-", dir=store))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def seal_bundle(draft: Path, manifest: Manifest, key: Ed25519PrivateKey) -> str:
+    """Write manifest and signature into the draft and move it to its final name, all or nothing; returns the digest.
+
+    A store that has that digest already has that bundle: then the draft is left for its owner to drop.
+    """
+    files = {path.relative_to(draft).as_posix(): sha256_of(path) for path in _files(draft)}
+    content = msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(manifest, files=files)), indent=2)
+    (draft / MANIFEST).write_bytes(content)
+    (draft / SIGNATURE).write_bytes(key.sign(content))
+    for path in _files(draft):
+        _sync(path)
+    draft.chmod(0o755)  # mkdtemp's is for its owner only, and services may run as others
+    digest = hashlib.sha256(content).hexdigest()
+    target = draft.parent / digest
+    if not target.is_dir():
+        draft.rename(target)
+        _sync(target.parent)
+    return digest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest, not verified. Raises BundleError when it is missing or cannot be read."""
+    return _parsed(_content(folder), folder)
+
+
+def verify_bundle(folder: Path, public_key: Path) -> Manifest:
+    """Check a bundle whole: signature, the digest it is named by, every file's digest, and that nothing was added.
+
+    Raises BundleError naming the file that is wrong.
+    """
+    content = _content(folder)
+    try:
+        load_public_key(public_key).verify((folder / SIGNATURE).read_bytes(), content)
+    except OSError as exc:
+        raise BundleError(f"{folder}: {SIGNATURE} cannot be read: {exc.strerror}") from exc
+    except InvalidSignature as exc:
+        raise BundleError(
+            f"{folder}: {MANIFEST} was not signed with the key in {public_key}; either it was altered, or"
+            " models.public_key is not the trainer's"
+        ) from exc
+    if hashlib.sha256(content).hexdigest() != folder.name:
+        raise BundleError(f"{folder}: the folder is not named by the digest of its {MANIFEST}: it is another bundle's")
+    manifest = _parsed(content, folder)
+    present = {path.relative_to(folder).as_posix() for path in _files(folder)} - {MANIFEST, SIGNATURE}
+    for name in sorted(present - set(manifest.files)):
+        raise BundleError(f"{folder}: {name} is not in the manifest")
+    for name, digest in manifest.files.items():
+        if name not in present or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise BundleError(f"{folder}: {name} is missing")
+        if sha256_of(folder / name) != digest:
+            raise BundleError(f"{folder}: {name} was altered: its SHA-256 is not the manifest's")
+    return manifest
+
+
+def load_or_make_signing_key(private: Path, public: Path) -> Ed25519PrivateKey:
+    """The trainer's key; made at its first start, the public half written where consumers look for it.
+
+    Raises BundleError when a private key is there but cannot be used.
+    """
+    if not private.exists():
+        key = Ed25519PrivateKey.generate()
+        pem = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        _write_whole(private, pem, mode=0o600)
+    try:
+        loaded = serialization.load_pem_private_key(private.read_bytes(), password=None)
+    except (OSError, ValueError) as exc:
+        raise BundleError(f"{private}: the signing key cannot be read: {exc}") from exc
+    if not isinstance(loaded, Ed25519PrivateKey):
+        raise BundleError(f"{private}: not an Ed25519 key; remove it and a new one is made")
+    pem = loaded.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    if not public.exists():
+        _write_whole(public, pem, mode=0o644)
+    elif public.read_bytes() != pem:
+        raise BundleError(f"{public}: not the public half of {private}; services would refuse what is signed with it")
+    return loaded
+
+
+def load_public_key(path: Path) -> Ed25519PublicKey:
+    """The key that verifies manifests. Raises BundleError."""
+    try:
+        key = serialization.load_pem_public_key(path.read_bytes())
+    except OSError as exc:
+        raise BundleError(
+            f"{path}: no public key there ({exc.strerror}); the trainer writes it at its first start;"
+            " set models.public_key to a copy of it"
+        ) from exc
+    except ValueError as exc:
+        raise BundleError(f"{path}: not a public key in PEM form: {exc}") from exc
+    if not isinstance(key, Ed25519PublicKey):
+        raise BundleError(f"{path}: not an Ed25519 public key")
+    return key
+
+
+def _content(folder: Path) -> bytes:
+    try:
+        return (folder / MANIFEST).read_bytes()
+    except OSError as exc:
+        raise BundleError(f"{folder}: {MANIFEST} cannot be read: {exc.strerror}") from exc
+
+
+def _parsed(content: bytes, folder: Path) -> Manifest:
+    try:
+        manifest = _decode(content)
+    except msgspec.DecodeError as exc:
+        raise BundleError(f"{folder}: {MANIFEST} is not a manifest this version reads: {exc}") from exc
+    if manifest.v != VERSION:
+        raise BundleError(f"{folder}: {MANIFEST} has v {manifest.v}; this version reads v {VERSION}")
+    return manifest
+
+
+def _files(folder: Path) -> list[Path]:
+    """Everything below a folder that is not a folder, links too."""
+    return sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+
+
+def _write_whole(path: Path, content: bytes, mode: int) -> None:
+    """Write a file so that a reader sees it whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def _sync(path: Path) -> None:
+    """Make a file or folder survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

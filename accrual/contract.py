@@ -1,0 +1,358 @@
+"""The contract of a stream: what its events hold, what the label is, when it is final, how models are made from it.
+
+A contract is a YAML file; `docs/contract.md` documents every field. It is read and checked once, at the edge, and
+trusted inside. Payload checks are compiled to msgspec types, so an event costs microseconds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import yaml
+
+from accrual.errors import ContractError, Rejected
+
+MAX_ID_LENGTH = 128
+CENSORED = "censored"
+
+_DURATION = re.compile(r"(\d+)(ms|s|m|h|d|y)")
+_UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "y": 365 * 86400.0}
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+_TYPES: dict[str, Any] = {"string": str, "number": float, "integer": int, "boolean": bool}
+
+
+def parse_duration(text: str) -> timedelta:
+    """`30d`, `12h`, `1y` (365 days), `500ms` → timedelta. Raises ValueError naming the accepted forms."""
+    match = _DURATION.fullmatch(text.strip())
+    if not match:
+        raise ValueError(f"'{text}' is not a duration; write a whole number and a unit: 500ms, 30s, 15m, 12h, 30d, 1y")
+    return timedelta(seconds=int(match[1]) * _UNIT_SECONDS[match[2]])
+
+
+class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Type and bounds of one input or outcome value. An `optional` one may be absent or null."""
+
+    type: Literal["string", "number", "integer", "boolean"]
+    optional: bool = False
+    max_length: int | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    description: str = ""
+
+    def annotation(self) -> Any:
+        """The msgspec type that checks a value of this field."""
+        bounds: dict[str, Any] = {}
+        if self.max_length is not None:
+            bounds["max_length"] = self.max_length
+        for name, bound in (("ge", self.minimum), ("le", self.maximum)):
+            if bound is not None:
+                bounds[name] = int(bound) if self.type == "integer" else bound
+        kind = _TYPES[self.type]
+        checked = Annotated[kind, msgspec.Meta(**bounds)] if bounds else kind
+        return checked | None if self.optional else checked
+
+
+class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the model says: a distribution over `classes`.
+
+    `open`: labels outside `classes` may turn up, and become classes of later generations.
+    `prior`: for generation 0 of a stream whose label names say nothing: the class shares it starts from.
+    """
+
+    classes: list[str]
+    open: bool = False
+    prior: dict[str, float] | None = None
+
+
+class Outcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the outcome event carries."""
+
+    values: dict[str, Field]
+
+
+class Label(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the label follows from the outcome: the value of `field`, through `map` when there is one."""
+
+    field: str
+    map: dict[str, str] | None = None
+
+
+class Lora(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) on the linear maps of the top `layers` layers."""
+
+    rank: int = 8
+    alpha: int = 16
+    layers: int = 2
+
+
+class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a challenger is made. `template` renders the inputs to text: `{field}` is replaced by its value."""
+
+    template: str
+    window_rows: int = 1000
+    base_model: str | None = None
+    replay: float = 0.5
+    epochs: int = 3
+    learning_rate: float = 1e-3
+    max_tokens: int = 128
+    lora: Lora = msgspec.field(default_factory=Lora)
+    seed: int = 17
+
+
+class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When a challenger is promoted.
+
+    `alpha`: the chance, over the stream's whole life, that a challenger no better than its champion is published.
+    `patience`: judged windows after which an undecided challenger is given up.
+    `max_ece_increase`: guard on calibration, in units of probability.
+    """
+
+    alpha: float = 0.05
+    patience: int = 3
+    max_ece_increase: float = 0.05
+
+
+class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
+    """One stream's contract. Durations are text in the file; `horizon_us` and its kin give microseconds.
+
+    `horizon`: how long after the prediction an outcome counts.
+    `on_expiry`: the label when none came: `censored` or a class.
+    `late`: what an outcome observed after the horizon is: `revise` (counts all the same), `dead_letter`, or `count`
+    (kept in the lake's outcomes and counted; the label stands).
+    `disorder`: how far events of a partition may be out of order; the watermark trails by it.
+    `remember`: how long after its horizon a prediction is still recognised as a duplicate.
+    `max_ahead`: how far an event's time may be ahead of the broker's clock.
+    """
+
+    stream: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
+    inputs: dict[str, Field]
+    output: Output
+    outcome: Outcome
+    label: Label
+    horizon: str
+    training: Training
+    description: str = ""
+    on_expiry: str = CENSORED
+    late: Literal["revise", "dead_letter", "count"] = "count"
+    disorder: str = "1h"
+    remember: str = "30d"
+    max_ahead: str = "1d"
+    gate: Gate = msgspec.field(default_factory=Gate)
+
+    @cached_property
+    def horizon_us(self) -> int:
+        """The horizon in microseconds."""
+        return _microseconds(self.horizon)
+
+    @cached_property
+    def disorder_us(self) -> int:
+        """Bounded disorder in microseconds."""
+        return _microseconds(self.disorder)
+
+    @cached_property
+    def remember_us(self) -> int:
+        """Memory beyond the horizon in microseconds."""
+        return _microseconds(self.remember)
+
+    @cached_property
+    def max_ahead_us(self) -> int:
+        """Tolerance for clocks that are ahead, in microseconds."""
+        return _microseconds(self.max_ahead)
+
+    def decode_inputs(self, raw: bytes | msgspec.Raw) -> dict[str, Any]:
+        """Inputs as a dictionary of the contract's fields. Raises Rejected("invalid_inputs")."""
+        return _decode(self._inputs_decoder, raw, "invalid_inputs", "inputs")
+
+    def decode_values(self, raw: bytes | msgspec.Raw) -> dict[str, Any]:
+        """An outcome's values, checked. Raises Rejected("invalid_values")."""
+        return _decode(self._values_decoder, raw, "invalid_values", "values")
+
+    def label_of(self, values: Mapping[str, Any]) -> str:
+        """The label that checked values stand for. Raises Rejected("invalid_values") for one outside the contract."""
+        value = values.get(self.label.field)
+        if value is None:
+            raise Rejected("invalid_values", f"values.{self.label.field} is missing: the label comes from it")
+        text = str(value)
+        if self.label.map is not None:
+            if text not in self.label.map:
+                raise Rejected(
+                    "invalid_values",
+                    f"values.{self.label.field} is '{text}'; label.map knows {sorted(self.label.map)}",
+                )
+            text = self.label.map[text]
+        if not self.output.open and text not in self.output.classes:
+            raise Rejected("invalid_values", f"label '{text}' is not one of output.classes and output.open is false")
+        return text
+
+    def render(self, inputs: Mapping[str, Any]) -> str:
+        """The text a model reads: the template with each `{field}` replaced; what is missing says `unknown`."""
+        return _PLACEHOLDER.sub(lambda m: _as_text(inputs.get(m[1])), self.training.template)
+
+    @cached_property
+    def _inputs_decoder(self) -> msgspec.json.Decoder[Any]:
+        return _decoder(f"{self.stream} inputs", self.inputs)
+
+    @cached_property
+    def _values_decoder(self) -> msgspec.json.Decoder[Any]:
+        return _decoder(f"{self.stream} values", self.outcome.values)
+
+
+def load_contract(path: Path) -> Contract:
+    """Read and check one contract file. Raises ContractError with file, line where known, field, problem and fix."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        document = yaml.safe_load(text)
+    except OSError as exc:
+        raise ContractError(f"{path}: cannot be read: {exc.strerror}") from exc
+    except (yaml.YAMLError, UnicodeDecodeError) as exc:
+        raise ContractError(f"{path}: not valid YAML: {' '.join(str(exc).split())}") from exc
+    if not isinstance(document, dict):
+        raise ContractError(f"{path}: a contract is a mapping with the keys {', '.join(Contract.__struct_fields__)}")
+    try:
+        contract = msgspec.convert(document, Contract)
+    except msgspec.ValidationError as exc:
+        raise ContractError(f"{path}{_line_of(text, str(exc))}: {exc}{_hint(str(exc))}") from exc
+    for field, problem in _inconsistencies(contract):
+        raise ContractError(f"{path}{_line_of(text, '$.' + field)}: {field}: {problem}")
+    return contract
+
+
+def load_contracts(folder: Path) -> dict[str, Contract]:
+    """All `*.yaml` contracts of a folder by stream name. Raises ContractError, also for two files of one stream."""
+    contracts: dict[str, Contract] = {}
+    for path in sorted(folder.glob("*.yaml")):
+        contract = load_contract(path)
+        if contract.stream in contracts:
+            raise ContractError(f"{path}: stream '{contract.stream}' has another contract in {folder}; keep one")
+        contracts[contract.stream] = contract
+    if not contracts:
+        raise ContractError(
+            f"{folder}: no contract (*.yaml) there; set `contracts` in accrual.toml or ACCRUAL_CONTRACTS"
+        )
+    return contracts
+
+
+def _inconsistencies(contract: Contract) -> list[tuple[str, str]]:
+    """What types cannot check: references between fields, durations, ranges."""
+    found: list[tuple[str, str]] = []
+    for name in ("horizon", "disorder", "remember", "max_ahead"):
+        try:
+            parse_duration(getattr(contract, name))
+        except ValueError as exc:
+            found.append((name, str(exc)))
+    classes = contract.output.classes
+    if len(set(classes)) < len(classes) or len(classes) < 2:
+        found.append(("output.classes", "name at least two classes, each once"))
+    if contract.label.field not in contract.outcome.values:
+        found.append(
+            (
+                "label.field",
+                f"'{contract.label.field}' is not in outcome.values ({', '.join(contract.outcome.values)})",
+            )
+        )
+    if not contract.output.open:
+        found += [
+            ("label.map", f"'{value}' is not one of output.classes; add it there or set output.open: true")
+            for value in (contract.label.map or {}).values()
+            if value not in classes
+        ]
+    if contract.on_expiry != CENSORED and contract.on_expiry not in classes:
+        found.append(("on_expiry", f"'{contract.on_expiry}' is neither `censored` nor one of output.classes"))
+    prior = contract.output.prior
+    if prior is not None and (
+        set(prior) != set(classes) or abs(sum(prior.values()) - 1) > 1e-6 or min(prior.values()) <= 0
+    ):
+        found.append(("output.prior", "give every class a positive share; shares sum to 1"))
+    placeholders = _PLACEHOLDER.findall(contract.training.template)
+    found += [
+        ("training.template", f"{{{name}}} is not one of inputs ({', '.join(contract.inputs)})")
+        for name in placeholders
+        if name not in contract.inputs
+    ]
+    if not placeholders:
+        found.append(
+            (
+                "training.template",
+                "names no input; write e.g. '{" + next(iter(contract.inputs), "text") + "}'",
+            )
+        )
+    training, gate = contract.training, contract.gate
+    bounds: list[tuple[str, bool, str]] = [
+        ("training.window_rows", training.window_rows >= 10, "must be at least 10"),
+        ("training.replay", 0 <= training.replay <= 10, "is a share of the new rows: 0 to 10"),
+        ("training.epochs", training.epochs >= 1, "must be at least 1"),
+        ("training.learning_rate", 0 < training.learning_rate < 1, "must lie between 0 and 1"),
+        ("training.max_tokens", training.max_tokens >= 8, "must be at least 8"),
+        (
+            "training.lora",
+            training.lora.rank >= 1 and training.lora.layers >= 1,
+            "rank and layers must be at least 1",
+        ),
+        ("gate.alpha", 0 < gate.alpha < 1, "is a probability: between 0 and 1"),
+        ("gate.patience", gate.patience >= 1, "must be at least 1"),
+    ]
+    return found + [(field, problem) for field, fine, problem in bounds if not fine]
+
+
+def _microseconds(duration: str) -> int:
+    return parse_duration(duration) // timedelta(microseconds=1)
+
+
+def _decoder(name: str, fields: Mapping[str, Field]) -> msgspec.json.Decoder[Any]:
+    """A decoder of checked fields; unknown extra fields are let through but not read."""
+    required = {n: f.annotation() for n, f in fields.items() if not f.optional}
+    optional = {n: f.annotation() for n, f in fields.items() if f.optional}
+    struct = msgspec.defstruct(
+        name.title().replace(" ", "").replace("-", ""),
+        [*required.items(), *((n, t, None) for n, t in optional.items())],
+        kw_only=True,
+        frozen=True,
+    )
+    return msgspec.json.Decoder(struct)
+
+
+def _decode(decoder: msgspec.json.Decoder[Any], raw: bytes | msgspec.Raw, reason: str, where: str) -> dict[str, Any]:
+    try:
+        checked = decoder.decode(raw)
+    except msgspec.DecodeError as exc:
+        raise Rejected(reason, f"{where}: {exc}") from exc
+    return {name: getattr(checked, name) for name in checked.__struct_fields__}
+
+
+def _as_text(value: Any) -> str:
+    if value is None or value == "":
+        return "unknown"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def _line_of(text: str, message: str) -> str:
+    """`:LINE` of the deepest key that a message's `$.a.b` path names, or nothing."""
+    match = re.search(r"\$\.([\w.-]+)", message)
+    missing = re.search(r"unknown field `([^`]+)`", message)
+    keys = (match[1].split(".") if match else []) + ([missing[1]] if missing else [])
+    node = yaml.compose(text)
+    line: int | None = None
+    for key in keys:
+        if not isinstance(node, yaml.MappingNode):
+            break
+        entry = next(((k, v) for k, v in node.value if k.value == key), None)
+        if entry is None:
+            break
+        line, node = entry[0].start_mark.line + 1, entry[1]
+    return f":{line}" if line else ""
+
+
+def _hint(message: str) -> str:
+    if "unknown field" in message:
+        return "; remove it or correct its spelling (docs/contract.md lists the fields)"
+    if "missing required field" in message:
+        return "; add it (docs/contract.md lists the fields)"
+    return ""

@@ -1,0 +1,101 @@
+"""The one error tree of Accrual.
+
+AccrualError
+├── Terminal                a retry will not help; the message names the fix
+│   ├── ConfigError         accrual.toml or an ACCRUAL_* variable
+│   ├── ContractError       a contract file: field, problem and fix
+│   ├── TopicMismatch       topics on the broker do not fit what a stage needs
+│   ├── BrokerSetupError    the development broker cannot be set up or started
+│   ├── LakeLocked          another process holds the lake's writer lock
+│   ├── LakeError           the lake refused a statement
+│   ├── BundleError         a model bundle is broken, altered or not signed
+│   ├── Rejected            an event breaks its contract (becomes a dead letter)
+│   ├── RecorderClosed      an event was given to a recorder after its close
+│   ├── WorkerFailed        a supervised process keeps dying
+│   └── NotHere             a command needs a part that is not installed
+└── Transient               the same call may succeed later
+    ├── BrokerUnavailable   no broker answers, or it timed out
+    ├── BufferFull          the recorder's local buffer is full
+    ├── NoChampion          no generation of the stream has been published and loaded yet
+    └── LakeUnavailable     catalog or data store out of reach, or busy
+"""
+
+
+class AccrualError(Exception):
+    """Root of everything Accrual raises on purpose."""
+
+
+class Terminal(AccrualError):
+    """A retry will not heal it; a person or a change of input will."""
+
+
+class Transient(AccrualError):
+    """The same call may succeed later."""
+
+
+class ConfigError(Terminal):
+    """A setting is missing or wrong; the message names it and the fix."""
+
+
+class ContractError(Terminal):
+    """A contract is wrong; the message names file, field, problem and fix."""
+
+
+class TopicMismatch(Terminal):
+    """The broker's topics do not fit (missing, or differing partition counts)."""
+
+
+class BrokerSetupError(Terminal):
+    """The development broker cannot be set up, started or stopped."""
+
+
+class LakeLocked(Terminal):
+    """Another process is the lake's one writer."""
+
+
+class LakeError(Terminal):
+    """The lake refused a statement; the message carries the engine's reason."""
+
+
+class BundleError(Terminal):
+    """A model bundle is incomplete, altered, or its signature does not verify."""
+
+
+class NotHere(Terminal):
+    """A command needs a part of Accrual that is not installed here."""
+
+
+class Rejected(Terminal):
+    """An event breaks its contract.
+
+    `reason` is one of `accrual.events.REASONS`; `detail` says what and where, for a person.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class RecorderClosed(Terminal):
+    """The recorder was closed; make a new one."""
+
+
+class WorkerFailed(Terminal):
+    """A supervised process keeps dying; the message carries the last lines of its log."""
+
+
+class BrokerUnavailable(Transient):
+    """No broker answers at `kafka.bootstrap_servers`, or a request timed out."""
+
+
+class BufferFull(Transient):
+    """The recorder's local buffer is full and its policy is `raise`."""
+
+
+class NoChampion(Transient):
+    """No generation of the stream has been published and loaded yet."""
+
+
+class LakeUnavailable(Transient):
+    """The lake's catalog or data store cannot be reached, or is busy."""

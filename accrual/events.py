@@ -1,0 +1,245 @@
+"""The events on the wire: JSON, one struct each, versioned by `v`.
+
+`schemas/` holds the JSON Schema of each, exported from here. Times are RFC 3339 with a zone. `inputs`, `output` and
+`values` stay raw JSON until the contract of the event's stream checks them, so that what was sent is what is kept.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+
+from accrual.contract import MAX_ID_LENGTH, Contract
+from accrual.errors import Rejected
+
+VERSION = 1
+
+MAX_EVENT_BYTES = 1 << 20
+
+REASONS = {
+    "too_large": "the value is larger than MAX_EVENT_BYTES; its dead letter holds the beginning",
+    "not_json": "the value is not JSON",
+    "invalid_event": "a field is missing, has a wrong type or is out of bounds",
+    "unsupported_version": "`v` is newer than this worker knows",
+    "unknown_stream": "no contract for the stream",
+    "invalid_id": "prediction_id is empty or too long, or is not the record's key",
+    "time_out_of_range": "the event's time is before 1990 or ahead of the broker's clock by more than max_ahead",
+    "invalid_inputs": "inputs break the contract",
+    "invalid_output": "output breaks the contract",
+    "invalid_values": "outcome values break the contract",
+    "conflicting_prediction": "a second prediction with the same id and other content; the first counts",
+    "late": "an outcome observed after the horizon, in a stream whose contract refuses those",
+    "too_old": "a prediction so old that its id may have been forgotten",
+    "orphan": "an outcome whose prediction never came",
+}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
+
+Time = Annotated[datetime, msgspec.Meta(tz=True)]
+Object = Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"type": "object"})]
+# msgspec reads `Raw | None` as null only: an absent object is therefore JSON's null, kept raw like the rest.
+ObjectOrNull = Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"type": ["object", "null"]})]
+NULL = msgspec.Raw(b"null")
+
+
+class Prediction(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model said. `model` is `name@version`; `output` is `{"label", "probabilities"}`."""
+
+    v: int = VERSION
+    prediction_id: str
+    stream: str
+    model: str
+    predicted_at: Time
+    inputs: Object
+    output: Object
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What happened. A later one with other values for the same prediction is a revision."""
+
+    v: int = VERSION
+    prediction_id: str
+    stream: str
+    observed_at: Time
+    values: Object
+    source: str = "outcome"
+
+
+class Distribution(msgspec.Struct, frozen=True, kw_only=True):
+    """A model's output: the probability of each class, and the likeliest."""
+
+    label: str
+    probabilities: dict[str, Annotated[float, msgspec.Meta(ge=0, le=1)]]
+
+
+class GroundTruth(msgspec.Struct, frozen=True, kw_only=True):
+    """A labeled (or expired) prediction: what the join says of it once its label is known, and again at each revision.
+
+    `status` is `labeled` (an outcome came) or `expired` (the horizon passed; `label` is then what the contract says,
+    null if censored). `revision` is the number of distinct outcomes that count: 0 for expired, 1 for the first, rising;
+    the row with the highest revision is the current one. It depends on the set of events only, not on their order.
+    An expired one has no outcome: `observed_at` and `source` are None, `values` is NULL.
+    """
+
+    v: int = VERSION
+    prediction_id: str
+    stream: str
+    revision: int
+    status: Literal["labeled", "expired"]
+    label: str | None
+    model: str
+    predicted_at: Time
+    observed_at: Time | None
+    inputs: Object
+    output: Object
+    values: ObjectOrNull
+    source: str | None
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """An event that breaks its contract, kept whole: `key` and `value` are the original bytes (base64 on the wire).
+
+    Of one that is `too_large`, `value` is the first `MAX_EVENT_BYTES`; the rest is still at its topic and offset.
+    """
+
+    v: int = VERSION
+    reason: str
+    detail: str
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    stream: str | None = None
+    prediction_id: str | None = None
+
+
+Event = TypeVar("Event", Prediction, Outcome)
+
+encode = msgspec.json.Encoder().encode
+_decode_prediction = msgspec.json.Decoder(Prediction).decode
+_decode_outcome = msgspec.json.Decoder(Outcome).decode
+_decode_distribution = msgspec.json.Decoder(Distribution).decode
+decode_ground_truth = msgspec.json.Decoder(GroundTruth).decode
+decode_dead_letter = msgspec.json.Decoder(DeadLetter).decode
+
+
+def new_prediction_id() -> str:
+    """A UUIDv7 (RFC 9562): 48 bits of Unix milliseconds, then random; ids of one process sort by time of making."""
+    number = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
+    number = number & ~(0xF << 76) | 0x7 << 76
+    number = number & ~(0x3 << 62) | 0x2 << 62
+    digits = f"{number:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def microseconds(moment: datetime) -> int:
+    """Event time as whole microseconds since 1970-01-01 UTC."""
+    since = moment - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+def instant(us: int) -> datetime:
+    """The moment that many microseconds after 1970-01-01 UTC: the inverse of `microseconds`."""
+    return _EPOCH + timedelta(microseconds=us)
+
+
+def read_prediction(
+    value: bytes | None, key: bytes | None, timestamp_ms: int, contracts: Mapping[str, Contract]
+) -> Prediction:
+    """Decode and check one record of the predictions topic.
+
+    `timestamp_ms` is the record's broker time (LogAppendTime): the bound for event times, the same in every replay.
+    Raises Rejected with the reason; nothing else, whatever the bytes.
+    """
+    event = _read(_decode_prediction, value)
+    contract = _check_common(
+        event.stream, event.prediction_id, event.predicted_at, "predicted_at", key, timestamp_ms, contracts
+    )
+    contract.decode_inputs(event.inputs)
+    try:
+        _decode_distribution(event.output)
+    except msgspec.DecodeError as exc:
+        raise Rejected("invalid_output", f"output: {exc}") from exc
+    return event
+
+
+def read_outcome(
+    value: bytes | None, key: bytes | None, timestamp_ms: int, contracts: Mapping[str, Contract]
+) -> Outcome:
+    """Decode and check one record of the outcomes topic. Raises Rejected, like `read_prediction`."""
+    event = _read(_decode_outcome, value)
+    contract = _check_common(
+        event.stream, event.prediction_id, event.observed_at, "observed_at", key, timestamp_ms, contracts
+    )
+    contract.label_of(contract.decode_values(event.values))
+    return event
+
+
+class _Version(msgspec.Struct):
+    v: int = VERSION
+
+
+_decode_version = msgspec.json.Decoder(_Version).decode
+
+
+def _read(decode: Callable[[bytes], Event], value: bytes | None) -> Event:
+    if value is None:
+        raise Rejected("not_json", "the record has no value")
+    if len(value) > MAX_EVENT_BYTES:
+        raise Rejected("too_large", f"the value has {len(value)} bytes; at most {MAX_EVENT_BYTES} are allowed")
+    try:
+        value.decode()  # JSON is UTF-8 throughout (RFC 8259); msgspec checks only the texts it reads
+        event = decode(value)
+    except msgspec.ValidationError as exc:
+        _refuse_newer(value)
+        raise Rejected("invalid_event", str(exc)) from exc
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise Rejected("not_json", str(exc)) from exc
+    if event.v != VERSION:
+        raise Rejected("unsupported_version", f"v is {event.v}; this worker reads v {VERSION}")
+    return event
+
+
+def _refuse_newer(value: bytes) -> None:
+    """A newer version may well have other fields: then its version is the reason, not the fields."""
+    try:
+        version = _decode_version(value).v
+    except (msgspec.DecodeError, RecursionError):
+        return
+    if version > VERSION:
+        raise Rejected("unsupported_version", f"v is {version}; this worker reads v {VERSION}")
+
+
+def _check_common(
+    stream: str,
+    prediction_id: str,
+    moment: datetime,
+    field: str,
+    key: bytes | None,
+    timestamp_ms: int,
+    contracts: Mapping[str, Contract],
+) -> Contract:
+    contract = contracts.get(stream)
+    if contract is None:
+        raise Rejected(
+            "unknown_stream", f"stream '{stream[:80]}' has no contract; known: {', '.join(sorted(contracts))}"
+        )
+    if not 1 <= len(prediction_id) <= MAX_ID_LENGTH:
+        raise Rejected(
+            "invalid_id",
+            f"prediction_id has {len(prediction_id)} characters; 1 to {MAX_ID_LENGTH} are allowed",
+        )
+    if key != prediction_id.encode():
+        raise Rejected("invalid_id", "the record's key is not its prediction_id; key every record by it")
+    if moment < _EARLIEST or microseconds(moment) > timestamp_ms * 1000 + contract.max_ahead_us:
+        raise Rejected(
+            "time_out_of_range",
+            f"{field} is {moment.isoformat()}; allowed: 1990 to {contract.max_ahead} after arrival",
+        )
+    return contract

@@ -1,0 +1,175 @@
+"""The tables of the lake: columns as Arrow schemas, from which DuckLake's own tables are made.
+
+`partition`, `offset` and `arrived_at` (the broker's clock) say which Kafka record a row is; `day` is the UTC day of its
+event time. `inputs`, `output` and `values` are the JSON text that was sent. Data files are partitioned by stream only:
+events arrive roughly in time order, so the minimum and maximum that the catalog keeps of every file prune days as well
+as a partition would, and a batch of labels for a hundred different days stays one file (docs/decisions/0007).
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+TIME = pa.timestamp("us", "UTC")
+
+_POSITION = [("partition", pa.int32()), ("offset", pa.int64()), ("arrived_at", TIME)]
+
+TABLES: dict[str, pa.Schema] = {
+    # The capture log: every valid record of the predictions topic, duplicates too.
+    "predictions": pa.schema(
+        [
+            ("stream", pa.string()),
+            ("prediction_id", pa.string()),
+            ("model", pa.string()),
+            ("predicted_at", TIME),
+            ("inputs", pa.string()),
+            ("output", pa.string()),
+            ("day", pa.date32()),
+            *_POSITION,
+        ]
+    ),
+    # The capture log of outcomes: every valid record.
+    "outcomes": pa.schema(
+        [
+            ("stream", pa.string()),
+            ("prediction_id", pa.string()),
+            ("observed_at", TIME),
+            ("values", pa.string()),
+            ("source", pa.string()),
+            ("day", pa.date32()),
+            *_POSITION,
+        ]
+    ),
+    # Every row the join ever emitted; the view `ground_truth` shows the current one of each prediction.
+    "ground_truth_history": pa.schema(
+        [
+            ("stream", pa.string()),
+            ("prediction_id", pa.string()),
+            ("revision", pa.int32()),
+            ("status", pa.string()),
+            ("label", pa.string()),
+            ("model", pa.string()),
+            ("predicted_at", TIME),
+            ("observed_at", TIME),
+            ("inputs", pa.string()),
+            ("output", pa.string()),
+            ("values", pa.string()),
+            ("source", pa.string()),
+            ("day", pa.date32()),
+            *_POSITION,
+        ]
+    ),
+    # Events that broke their contract; topic, partition and offset are those of the original record.
+    "dead_letters": pa.schema(
+        [
+            ("reason", pa.string()),
+            ("detail", pa.string()),
+            ("topic", pa.string()),
+            ("partition", pa.int32()),
+            ("offset", pa.int64()),
+            ("key", pa.binary()),
+            ("value", pa.binary()),
+            ("stream", pa.string()),
+            ("prediction_id", pa.string()),
+            ("arrived_at", TIME),
+        ]
+    ),
+    # The next three hold the structs of accrual.ledger, field by field.
+    "generations": pa.schema(
+        [
+            ("stream", pa.string()),
+            ("version", pa.int32()),
+            ("model", pa.string()),
+            ("digest", pa.string()),
+            ("bundle", pa.string()),
+            ("run_id", pa.string()),
+            ("parent", pa.string()),
+            ("windows", pa.list_(pa.int32())),
+            ("rows", pa.int64()),
+            ("published_at", TIME),
+            ("offset", pa.int64()),
+        ]
+    ),
+    "runs": pa.schema(
+        [
+            ("run_id", pa.string()),
+            ("stream", pa.string()),
+            ("version", pa.int32()),
+            ("parent", pa.string()),
+            ("windows", pa.list_(pa.int32())),
+            ("snapshot_id", pa.int64()),
+            ("rows_new", pa.int64()),
+            ("rows_replayed", pa.int64()),
+            ("seed", pa.int64()),
+            ("digest", pa.string()),
+            ("state", pa.string()),
+            ("reason", pa.string()),
+            ("seconds", pa.float64()),
+            ("at", TIME),
+            ("offset", pa.int64()),
+        ]
+    ),
+    "evaluations": pa.schema(
+        [
+            ("stream", pa.string()),
+            ("run_id", pa.string()),
+            ("window", pa.int32()),
+            ("model", pa.string()),
+            ("role", pa.string()),
+            ("rows", pa.int64()),
+            ("accuracy", pa.float64()),
+            ("auroc", pa.float64()),
+            ("brier", pa.float64()),
+            ("log_loss", pa.float64()),
+            ("ece", pa.float64()),
+            ("coverage", pa.float64()),
+            ("e_value", pa.float64()),
+            ("verdict", pa.string()),
+            ("at", TIME),
+            ("offset", pa.int64()),
+        ]
+    ),
+    # Sealed windows: the cohort of predictions with from_time <= predicted_at < to_time, complete at `snapshot_id`.
+    # `rows` counts its predictions, `labeled` those with a label, `coverage` is their ratio.
+    "windows": pa.schema(
+        [
+            ("stream", pa.string()),
+            ("window", pa.int32()),
+            ("snapshot_id", pa.int64()),
+            ("from_time", TIME),
+            ("to_time", TIME),
+            ("rows", pa.int32()),
+            ("labeled", pa.int32()),
+            ("coverage", pa.float64()),
+            ("digest", pa.string()),
+            ("sealed_at", TIME),
+        ]
+    ),
+    # Ranges of offsets in the topics of raw events that hold no record: the broker's transaction markers.
+    "markers": pa.schema(
+        [
+            ("topic", pa.string()),
+            ("partition", pa.int32()),
+            ("first_offset", pa.int64()),
+            ("next_offset", pa.int64()),
+        ]
+    ),
+    # One row per topic-partition: the sink has taken the records from first_offset up to, not including, next_offset.
+    "offsets": pa.schema(
+        [
+            ("topic", pa.string()),
+            ("partition", pa.int32()),
+            ("first_offset", pa.int64()),
+            ("next_offset", pa.int64()),
+        ]
+    ),
+}
+
+PARTITIONED_BY_STREAM = ("predictions", "outcomes", "ground_truth_history")
+
+VIEWS: dict[str, str] = {
+    "ground_truth": """
+        select * from ground_truth_history
+        qualify row_number() over (partition by stream, prediction_id order by revision desc, "offset") = 1
+    """,
+}

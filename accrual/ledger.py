@@ -1,0 +1,83 @@
+"""What the trainer says: the ledger of runs and evaluations, and the announcement of a champion.
+
+`Run` and `Evaluation` go to the training topic, `Generation` to the models topic (compacted, keyed by stream). One
+Kafka transaction carries a verdict with all its records, so that a trainer that is killed and restarted repeats none.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from accrual.events import VERSION, Time
+
+
+class Generation(msgspec.Struct, frozen=True, kw_only=True):
+    """A published model: the champion of its stream from now on.
+
+    `model` is `stream@version`, as predictions name it. `bundle` is its folder under the model store;
+    `digest` is the SHA-256 of the manifest, which in turn names every file's. `windows` are those it was trained on.
+    """
+
+    v: int = VERSION
+    stream: str
+    version: int
+    model: str
+    digest: str
+    bundle: str
+    run_id: str
+    parent: str | None
+    windows: list[int]
+    rows: int
+    published_at: Time
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True, tag="run", tag_field="type"):
+    """One training run, written at each change of `state`; the last record of a `run_id` holds."""
+
+    v: int = VERSION
+    run_id: str
+    stream: str
+    version: int
+    parent: str
+    windows: list[int]
+    snapshot_id: int
+    rows_new: int
+    rows_replayed: int
+    seed: int
+    digest: str | None
+    state: Literal["trained", "waiting", "promoted", "rejected", "failed"]
+    reason: str
+    seconds: float
+    at: Time
+
+
+class Evaluation(msgspec.Struct, frozen=True, kw_only=True, tag="evaluation", tag_field="type"):
+    """One model scored on one sealed window that neither it nor its rivals were trained on.
+
+    `auroc` only for two classes. `coverage` is the share of the window's predictions that have a label. `e_value` and
+    `verdict` only for a challenger: the evidence so far that it beats the champion, and what the gate made of it.
+    """
+
+    v: int = VERSION
+    stream: str
+    run_id: str
+    window: int
+    model: str
+    role: Literal["challenger", "champion", "generation-0"]
+    rows: int
+    accuracy: float
+    auroc: float | None
+    brier: float
+    log_loss: float
+    ece: float
+    coverage: float
+    e_value: float | None = None
+    verdict: Literal["promote", "reject", "wait"] | None = None
+    at: Time
+
+
+LedgerEntry = Run | Evaluation
+decode_ledger_entry = msgspec.json.Decoder(LedgerEntry).decode
+decode_generation = msgspec.json.Decoder(Generation).decode

@@ -1,0 +1,123 @@
+"""The predictor: a bundle, loaded. Services and the trainer's judge use this same class, so what was judged is served.
+
+    encoder -> mean of the states, length one -> weight @ e + bias -> softmax(logits / temperature)
+
+A bundle without `weight` is a constant model: it says the same of every row, and needs neither base nor torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from accrual.bundle import Manifest, verify_bundle
+from accrual.config import Config
+from accrual.contract import Contract, load_contract
+from accrual.errors import BundleError
+from accrual.events import Distribution
+
+if TYPE_CHECKING:
+    from accrual.encoder import Encoder
+
+DIGITS = 6  # of a probability on the wire: an event of 77 classes stays under 3 kB
+
+
+class Calibrator(msgspec.Struct, frozen=True):
+    """Temperature scaling (Guo et al. 2017): logits are divided by it. `rows` are those it was fitted on."""
+
+    temperature: float = 1.0
+    rows: int = 0
+
+
+class Predictor:
+    """A model in memory. Safe to call from several threads."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        contract: Contract,
+        classes: list[str],
+        weight: NDArray[np.float32] | None,
+        bias: NDArray[np.float32],
+        calibrator: Calibrator,
+        encoder: Encoder | None,
+    ) -> None:
+        """For `load`. `encoder` is None exactly when `weight` is."""
+        self.manifest = manifest
+        self.contract = contract
+        self.classes = classes
+        self.weight = weight
+        self.bias = bias
+        self.calibrator = calibrator
+        self._encoder = encoder
+
+    @classmethod
+    def load(cls, folder: Path, config: Config) -> Predictor:
+        """Verify a bundle with `config.public_key`, then load it over the base model that the configuration names.
+
+        Raises BundleError when the bundle does not verify or the base is not the one it was made on, ConfigError when
+        the base cannot be found.
+        """
+        manifest = verify_bundle(folder, config.public_key)
+        contract = load_contract(folder / "contract.yaml")
+        try:
+            classes = msgspec.json.decode((folder / "labels.json").read_bytes(), type=list[str])
+            calibrator = msgspec.json.decode((folder / "calibrator.json").read_bytes(), type=Calibrator)
+            head = load_file(folder / "head.safetensors")
+            weight, bias = head.get("weight"), head["bias"]
+        except (OSError, KeyError, msgspec.DecodeError) as exc:
+            raise BundleError(f"{folder}: not a whole bundle: {exc}") from exc
+        encoder = None if weight is None else _encoder(folder, manifest, contract, config)
+        return cls(manifest, contract, classes, weight, bias, calibrator, encoder)
+
+    @property
+    def model(self) -> str:
+        """`stream@version`."""
+        return self.manifest.model
+
+    def predict(self, inputs: Sequence[Mapping[str, Any]]) -> list[Distribution]:
+        """One distribution for each row of inputs, probabilities rounded to `DIGITS` digits."""
+        table = self.probabilities([self.contract.render(row) for row in inputs])
+        return [
+            Distribution(
+                label=self.classes[int(row.argmax())],
+                probabilities=dict(zip(self.classes, np.round(row, DIGITS).tolist(), strict=True)),
+            )
+            for row in table
+        ]
+
+    def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """[texts, classes], as computed; each row sums to 1."""
+        if self._encoder is None or self.weight is None:
+            logits = np.tile(self.bias, (len(texts), 1))
+        else:
+            logits = self._encoder.embed(texts) @ self.weight.T + self.bias
+        return softmax(logits, self.calibrator.temperature)
+
+
+def softmax(logits: NDArray[np.floating[Any]], temperature: float) -> NDArray[np.float64]:
+    """Probabilities of logits [rows, classes] at a temperature."""
+    scaled = logits.astype(np.float64) / temperature
+    raised = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return np.asarray(raised / raised.sum(axis=1, keepdims=True), dtype=np.float64)
+
+
+def _encoder(folder: Path, manifest: Manifest, contract: Contract, config: Config) -> Encoder:
+    from accrual.encoder import Encoder, base_digest, base_folder  # brings torch
+
+    base = contract.training.base_model or config.models.base
+    where = base_folder(base)
+    if base_digest(where) != manifest.base_digest:
+        raise BundleError(
+            f"{folder}: made on base model '{manifest.base}'; what models.base names here ('{base}') is another"
+        )
+    adapter = folder / "adapter"
+    return Encoder.load(
+        where, contract.training.max_tokens, folder / "tokenizer", adapter if adapter.is_dir() else None
+    )

@@ -1,0 +1,1 @@
+"""From Kafka into the lake: the sink, the sealing of windows, the audit."""

@@ -1,0 +1,186 @@
+"""The audit's questions in SQL, over the lake and the temporary tables of `recompute`. $1 and $2 are the raw topics."""
+
+# Given by the join after an event was read as valid; every other reason means that it never became a row.
+LETTERS = """
+create or replace temp view letters as
+select *, reason in ('conflicting_prediction', 'too_old', 'late', 'orphan') as judged from lake.dead_letters
+"""
+
+
+BALANCES = """
+with rows as (
+    select stream, day, count(*) as captured,
+        count(*) filter (kind = 'too_old' or kind = 'conflicting' and letter is not null) as dead_lettered,
+        count(*) filter (kind in ('duplicate', 'forwarded', 'reused')) as duplicate
+    from captured group by all
+),
+joined as (
+    select stream, day, count(*) filter (status = 'labeled') as labeled,
+        count(*) filter (status = 'expired') as expired, count(*) filter (not known) as pending
+    from compared where predicted group by all
+),
+unread as (
+    select coalesce(stream, '') as stream, arrived_at::date as day, count(distinct (partition, "offset")) as n
+    from letters
+    where topic = $1 and not judged
+        and ($2::varchar is null or stream = $2) and arrived_at >= $3 and arrived_at < $4
+    group by all
+)
+select stream, day,
+    coalesce(captured, 0) + coalesce(n, 0) as captured, coalesce(labeled, 0) as labeled,
+    coalesce(expired, 0) as expired, coalesce(pending, 0) as pending,
+    coalesce(dead_lettered, 0) + coalesce(n, 0) as dead_lettered, coalesce(duplicate, 0) as duplicate
+from rows full join joined using (stream, day) full join unread using (stream, day)
+order by stream, day
+"""
+
+OUTCOMES = """
+with found as (
+    select stream, sum(copies)::bigint as captured, (sum(copies) - count(*))::bigint as duplicate,
+        count(*) filter (not counts and orphan_letters = 0 and in_time is not null) as late,
+        count(*) filter (not counts and orphan_letters > 0) as orphaned,
+        count(*) filter (not counts and orphan_letters = 0 and in_time is null) as waiting
+    from evidence group by all
+),
+joined as (select stream, sum(got_revision)::bigint as in_labels from compared group by all),
+forgotten as (select stream, sum(outcomes)::bigint as n from excused group by all),
+unread as (
+    select coalesce(stream, '') as stream, count(distinct (partition, "offset")) as dead_lettered from letters
+    where topic = $1 and not judged and ($2::varchar is null or stream = $2) group by all
+)
+select stream, coalesce(captured, 0) + coalesce(dead_lettered, 0) as captured, coalesce(in_labels, 0) as in_labels,
+    coalesce(duplicate, 0) as duplicate, coalesce(late, 0) + coalesce(n, 0) as late,
+    coalesce(orphaned, 0) as orphaned, coalesce(waiting, 0) as waiting, coalesce(dead_lettered, 0) as dead_lettered
+from found full join joined using (stream) full join unread using (stream) left join forgotten using (stream)
+order by stream
+"""
+
+# What the two topics of a partition have reached in event time (without what belonged elsewhere), less the contract's
+# disorder: the join's watermark is never beyond `furthest`, and no less than `nearest` once it has read everything.
+REACHED = """
+create or replace temp table reached as
+with events as (
+    select stream, "partition", max(predicted_at) as moment
+    from predictions left join homes using (prediction_id)
+    where home is null or home = "partition" group by all
+    union all
+    select stream, "partition", max(observed_at)
+    from outcomes left join homes using (prediction_id)
+    where home is null or home = "partition" group by all
+)
+select stream, "partition",
+    max(moment) - to_microseconds(any_value(disorder_us)) as furthest,
+    case when count(*) = 2 then min(moment) - to_microseconds(any_value(disorder_us)) end as nearest
+from events join terms using (stream) group by all
+"""
+
+# Rows that appear twice, dead letters that should not be or are not there, expiry at the wrong time.
+MORE_DIFFERENCES = """
+with known as (
+    select c.*, c.predicted_at + to_microseconds(t.horizon_us + t.remember_us) as forgotten_at, r.furthest
+    from captured c join terms t using (stream) join reached r using (stream, "partition")
+),
+firsts as (from known where kind = 'first'),
+claims as (
+    select e.*, t.late, f.arrived_at as predicted_came_at, f.forgotten_at, f.furthest,
+        e.observed_at + to_microseconds(t.horizon_us + t.disorder_us) as orphaned_at,
+        (select max(furthest) from reached r where r.stream = e.stream) as furthest_of_all
+    from evidence e join terms t using (stream) left join firsts f using (stream, prediction_id)
+),
+due as (from compared c join reached r using (stream, "partition") where c.predicted and c.revision = 0),
+judged as (
+    select stream, topic, "partition", "offset", count(*) as letters from letters
+    where judged and topic in ($1, $2) group by all
+),
+rows as (
+    select $1 as topic, "partition", "offset" from predictions
+    union all select $2, "partition", "offset" from outcomes
+)
+select stream, prediction_id as id, 'double row' as kind, format('revision {} is there {} times', revision, n) as detail
+from (select stream, prediction_id, revision, count(*) as n from scoped_ground_truth_history
+      group by all having n > 1)
+union all
+select stream, prediction_id, 'no dead letter', 'a conflicting prediction' from known
+where kind = 'conflicting' and letter is null
+union all
+select stream, prediction_id, 'wrong dead letter', 'conflicting_prediction, and it does not conflict' from known
+where letter = 'conflicting_prediction' and kind <> 'conflicting'
+union all
+select stream, prediction_id, 'wrong dead letter', 'too_old, and it was not' from known
+where letter = 'too_old' and forgotten_at >= furthest
+union all
+select stream, prediction_id, 'no dead letter', 'an outcome after the horizon' from claims
+where late = 'dead_letter' and not in_time and late_letters = 0 and orphan_letters = 0 and observed_at <= forgotten_at
+union all
+select stream, prediction_id, 'wrong dead letter', 'late, and it was not' from claims
+where late_letters > 0 and (late <> 'dead_letter' or in_time is distinct from false)
+union all
+select stream, prediction_id, 'wrong dead letter', 'orphan, before its time' from claims
+where orphan_letters > 0 and orphaned_at >= furthest_of_all
+union all
+select stream, prediction_id, 'wrong dead letter', 'orphan, and its prediction was there' from claims
+where orphan_letters > 0 and predicted_came_at < orphan_came_at and forgotten_at > furthest
+union all
+select stream, prediction_id, 'expired early', format('the horizon ends at {}', deadline) from due
+where status = 'expired' and deadline > furthest
+union all
+select stream, prediction_id, 'not expired', format('the horizon ended at {}', deadline) from due
+where not known and deadline <= nearest
+union all
+select stream, format('{}[{}]@{}', topic, "partition", "offset"), 'dead letter twice', format('{} times', letters)
+from judged where letters > 1
+union all
+select stream, format('{}[{}]@{}', topic, "partition", "offset"), 'letter without record',
+    'the record that was refused is not in the lake'
+from judged j join offsets o using (topic, "partition") anti join rows r using (topic, "partition", "offset")
+where j."offset" < o.next_offset
+"""
+
+TAKEN = """
+create or replace temp table taken as
+with records as (
+    select $1 as topic, "partition", "offset", 'row' as what from lake.predictions
+    union all select $2, "partition", "offset", 'row' from lake.outcomes
+    union all select topic, "partition", "offset", 'letter' from letters where not judged
+)
+select r.* from records r join lake.offsets o using (topic, "partition") where r."offset" < o.next_offset
+"""
+
+COVERAGE = """
+with found as (
+    select topic, "partition",
+        count(*) filter (what = 'row') as rows, count(*) filter (what = 'letter') as dead_letters,
+        count(distinct "offset") as covered
+    from taken group by all
+),
+marked as (
+    select topic, "partition", sum(next_offset - first_offset)::bigint as markers from markers group by all
+)
+select o.topic, o."partition", first_offset, next_offset,
+    coalesce(rows, 0) as rows, coalesce(dead_letters, 0) as dead_letters, coalesce(markers, 0) as markers,
+    next_offset - first_offset - coalesce(markers, 0) - coalesce(covered, 0) as missing,
+    coalesce(rows, 0) + coalesce(dead_letters, 0) - coalesce(covered, 0) as twice
+from offsets o left join found using (topic, "partition") left join marked using (topic, "partition")
+where o.topic in ($1, $2)
+order by o.topic, o."partition"
+"""
+
+HOLES = """
+with edges as (
+    select topic, "partition", "offset" as first, "offset" + 1 as "end" from taken
+    union all select topic, "partition", first_offset, next_offset from markers
+    union all select topic, "partition", first_offset, first_offset from offsets where topic in ($1, $2)
+    union all select topic, "partition", next_offset, next_offset from offsets where topic in ($1, $2)
+),
+holes as (
+    select topic, "partition", "end" as hole, lead(first) over in_order as next
+    from edges window in_order as (partition by topic, "partition" order by first, "end")
+)
+select null as stream, format('{}[{}]@{}', topic, "partition", hole) as id, 'gap' as kind,
+    format('{} offsets are neither rows nor dead letters', next - hole) as detail
+from holes where next > hole
+union all
+select null, format('{}[{}]@{}', topic, "partition", "offset"), 'twice',
+    'the record is in the lake more than once, or as a row and as a dead letter'
+from taken group by topic, "partition", "offset" having count(*) > 1
+"""

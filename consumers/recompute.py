@@ -1,0 +1,133 @@
+"""The join a second time, in SQL over the raw events in the lake: what `streams` should have made of them.
+
+It shares nothing with `streams/join.py` but the contracts' text. It works on temporary tables, in this order:
+
+    terms, translations, homes   the contracts, and the right partition of ids that were written to several
+    scoped_predictions, scoped_outcomes, scoped_ground_truth_history   the rows of the lake to look at
+    captured      every prediction record: first, duplicate, conflicting, forwarded, too_old or reused
+    evidence      every distinct outcome of those predictions, with whether it counts
+    expected      per prediction: how many outcomes count, and the last of them
+    compared      `expected` beside the current ground truth
+    differences   where the two are not the same: stream, prediction_id, kind, detail
+    excused       but rightly so: outcomes that came after the join had forgotten their prediction
+
+A prediction's content is compared by a 64-bit hash; everything else by value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+import msgspec
+import pyarrow as pa
+
+from accrual.contract import CENSORED, Contract
+from accrual.kafka import TopicNames, partition_of
+from accrual.lake import Lake
+from consumers import recompute_queries as queries
+
+EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
+LATEST = datetime(9999, 1, 1, tzinfo=UTC)
+
+
+class Scope(msgspec.Struct, frozen=True):
+    """Which predictions: those of `stream` (all if None) with since <= predicted_at < until."""
+
+    stream: str | None = None
+    since: datetime = EARLIEST
+    until: datetime = LATEST
+
+    @property
+    def condition(self) -> str:
+        """The scope in SQL, for any table of events: by id where time is limited, since outcomes have another time."""
+        if (self.since, self.until) != (EARLIEST, LATEST):
+            return "(stream, prediction_id) in (from ids)"
+        return "true" if self.stream is None else "stream = (select any_value(stream) from ids)"
+
+
+def recompute(lake: Lake, contracts: Mapping[str, Contract], names: TopicNames, scope: Scope) -> None:
+    """Make the temporary tables for the predictions in scope. Use one snapshot: a pinned lake, or a transaction."""
+    with lake.with_tables({"contract_terms": _terms(contracts), "contract_map": _translations(contracts)}):
+        lake.rows("create or replace temp table terms as from contract_terms")
+        lake.rows("create or replace temp table translations as from contract_map")
+    lake.rows(
+        """
+        create or replace temp table ids as
+        select distinct stream, prediction_id from predictions
+        where (?::varchar is null or stream = ?) and predicted_at >= ? and predicted_at < ?
+        """,
+        [scope.stream, scope.stream, scope.since, scope.until],
+    )
+    for table in ("predictions", "outcomes", "ground_truth_history"):
+        lake.rows(f"create or replace temp view scoped_{table} as from lake.{table} where {scope.condition}")
+    _find_homes(lake, names)
+    lake.rows(queries.CAPTURED, [names.predictions, scope.since, scope.until])
+    lake.rows(queries.PASSAGE)
+    if _some(lake, "captured where kind = 'conflicting' and letter is null"):
+        lake.rows(queries.REUSED)
+    lake.rows(queries.EVIDENCE, [names.outcomes])
+    lake.rows(queries.EXPECTED)
+    lake.rows(queries.COMPARED, [scope.stream, scope.stream, scope.since, scope.until])
+    lake.rows(queries.DIFFERENCES)
+    lake.rows("create or replace temp table excused (stream varchar, prediction_id varchar, outcomes bigint)")
+    if _some(lake, "differences"):
+        lake.rows(queries.EXCUSED)
+        lake.rows(
+            "delete from differences where (stream, prediction_id) in (select stream, prediction_id from excused)"
+        )
+
+
+def _some(lake: Lake, what: str) -> bool:
+    return bool(lake.rows(f"select 1 from {what} limit 1"))
+
+
+def _terms(contracts: Mapping[str, Contract]) -> pa.Table:
+    """What of each contract decides the ground truth."""
+    rows = [
+        {
+            "stream": name,
+            "horizon_us": c.horizon_us,
+            "remember_us": c.remember_us,
+            "disorder_us": c.disorder_us,
+            "late": c.late,
+            "expired_label": None if c.on_expiry == CENSORED else c.on_expiry,
+            "field": c.label.field,
+            "field_type": c.outcome.values[c.label.field].type,
+            "mapped": c.label.map is not None,
+        }
+        for name, c in contracts.items()
+    ]
+    types = {"horizon_us": pa.int64(), "remember_us": pa.int64(), "disorder_us": pa.int64(), "mapped": pa.bool_()}
+    texts = ("stream", "late", "expired_label", "field", "field_type")
+    return pa.Table.from_pylist(rows, pa.schema([*((name, pa.string()) for name in texts), *types.items()]))
+
+
+def _translations(contracts: Mapping[str, Contract]) -> pa.Table:
+    rows = [
+        {"stream": name, "value": value, "label": label}
+        for name, c in contracts.items()
+        for value, label in (c.label.map or {}).items()
+    ]
+    return pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in ("stream", "value", "label")]))
+
+
+def _find_homes(lake: Lake, names: TopicNames) -> None:
+    """Ids that were written to several partitions (a producer with another partitioner; the join forwards those)."""
+    strays = lake.rows(
+        """
+        select prediction_id from (
+            select prediction_id, partition from scoped_predictions
+            union all select prediction_id, partition from scoped_outcomes
+        ) group by prediction_id having min(partition) <> max(partition)
+        """
+    )
+    partitions = lake.rows("select count(*) as n from offsets where topic = ?", [names.predictions])[0]["n"]
+    homes = pa.table(
+        {
+            "prediction_id": pa.array([row["prediction_id"] for row in strays], pa.string()),
+            "home": pa.array([partition_of(row["prediction_id"].encode(), partitions) for row in strays], pa.int32()),
+        }
+    )
+    with lake.with_tables({"found": homes}):
+        lake.rows("create or replace temp table homes as from found")

@@ -1,0 +1,213 @@
+"""The statements of `recompute`, in the order in which it runs them."""
+
+# A record that was forwarded is in the log twice; the copy in its home partition is the one that was joined.
+CAPTURED = """
+create or replace temp table captured as
+with letters as (
+    select partition, "offset", min(reason) as reason from dead_letters
+    where topic = ? and reason in ('conflicting_prediction', 'too_old') group by all
+),
+records as (
+    select
+        p.stream, p.prediction_id, p.partition, p."offset", p.arrived_at, p.predicted_at, p.day,
+        hash(p.model, p.predicted_at, p.inputs, p.output) as content,
+        letters.reason as letter,
+        p.partition <> coalesce(h.home, p.partition) as astray
+    from scoped_predictions p
+    left join letters using (partition, "offset") left join homes h using (prediction_id)
+),
+firsts as (
+    select stream, prediction_id, min("offset") as "offset", arg_min(content, "offset") as content,
+        arg_min(predicted_at, "offset") as predicted_at
+    from records where not astray and letter is distinct from 'too_old' group by all
+)
+select
+    r.*,
+    case
+        when r.letter = 'too_old' then 'too_old'
+        when r.astray then 'forwarded'
+        when r."offset" = f."offset" then 'first'
+        when r.content = f.content then 'duplicate'
+        else 'conflicting'
+    end as kind
+from records r left join firsts f using (stream, prediction_id)
+where coalesce(f.predicted_at, r.predicted_at) >= ? and coalesce(f.predicted_at, r.predicted_at) < ?
+"""
+
+# Distinct outcomes. A copy that ended as an orphan took those with it that came between it and its dead letter: they
+# were its duplicates. A copy before it was joined (then the prediction was forgotten), one after it began anew.
+EVIDENCE = """
+create or replace temp table evidence as
+with letters as (
+    select partition, "offset", reason, min(arrived_at) as given_up_at from dead_letters
+    where topic = ? and reason in ('late', 'orphan') group by all
+),
+records as (
+    select
+        o.stream, o.prediction_id, o.observed_at, o."values", o.source, o.arrived_at, o."offset",
+        l.reason as letter, l.given_up_at,
+        o.partition <> coalesce(h.home, o.partition) as astray
+    from scoped_outcomes o
+    left join letters l using (partition, "offset") left join homes h using (prediction_id)
+),
+given_up as (
+    select stream, prediction_id, observed_at, "values", source, "offset" from (
+        select *, max(given_up_at) filter (letter = 'orphan') over earlier as taken_until
+        from records
+        where (stream, prediction_id) in (select stream, prediction_id from records where letter = 'orphan')
+            and not astray
+        window earlier as (
+            partition by stream, prediction_id, observed_at, "values", source order by "offset"
+        )
+    ) where arrived_at <= taken_until
+),
+contents as (
+    select
+        stream, prediction_id, observed_at, "values", source,
+        count(*) as copies,
+        count(*) filter (letter = 'late') as late_letters,
+        count(*) filter (letter = 'orphan') as orphan_letters,
+        min(arrived_at) filter (letter = 'orphan') as orphan_came_at,
+        min(arrived_at) filter (not astray and g."offset" is null) as came_at
+    from records r left join given_up g using (stream, prediction_id, observed_at, "values", source, "offset")
+    group by all
+)
+select
+    c.*,
+    c.observed_at <= f.predicted_at + to_microseconds(t.horizon_us) as in_time,
+    f.prediction_id is not null and (in_time or t.late = 'revise') and c.came_at is not null as counts
+from contents c
+left join (from captured where kind = 'first') f using (stream, prediction_id)
+left join terms t on t.stream = c.stream
+"""
+
+EXPECTED = """
+create or replace temp table expected as
+with counting as (
+    select stream, prediction_id, count(*) as revision,
+        max(struct_pack(at := observed_at, content := "values", source := source)) as last
+    from evidence where counts group by all
+),
+named as (
+    select
+        c.*,
+        -- Of a key that is there twice the last one holds, so keys are searched from behind.
+        json_extract_string(last.content, '$.*')
+            [-list_position(list_reverse(json_keys(last.content)), t.field)::bigint] as text,
+        case t.field_type when 'boolean' then upper(text[1]) || text[2:]
+                          when 'number' then (try_cast(text as double) + 0.0)::varchar
+                          when 'integer' then coalesce(try_cast(text as hugeint)::varchar, text)
+                          else text end as named
+    from counting c join terms t using (stream)
+)
+select
+    f.stream, f.prediction_id, f.predicted_at, f.day, f.partition, f.arrived_at, f.content,
+    coalesce(n.revision, 0) as revision,
+    n.last.at as observed_at, n.last.content as "values", n.last.source as source,
+    case when t.mapped then m.label else n.named end as label,
+    t.stream is not null as has_contract,
+    f.predicted_at + to_microseconds(t.horizon_us) as deadline,
+    t.expired_label
+from (from captured where kind = 'first') f
+left join named n using (stream, prediction_id)
+left join terms t on t.stream = f.stream
+left join translations m on m.stream = f.stream and m.value = n.named
+"""
+
+COMPARED = """
+create or replace temp table compared as
+with have as (
+    select *, hash(model, predicted_at, inputs, output) as content from ground_truth_history
+    where (?::varchar is null or stream = ?) and predicted_at >= ? and predicted_at < ?
+    qualify row_number() over (partition by stream, prediction_id order by revision desc, "offset") = 1
+)
+select
+    coalesce(e.stream, g.stream) as stream, coalesce(e.prediction_id, g.prediction_id) as prediction_id,
+    e.predicted_at, e.day, e.partition, e.has_contract, e.deadline, e.revision, e.label, e.expired_label,
+    g.status, g.revision as got_revision, g.label as got_label,
+    g.prediction_id is not null as known, e.prediction_id is not null as predicted,
+    e.content is distinct from g.content as other_prediction,
+    (e.observed_at, e."values", e.source) is distinct from (g.observed_at, g."values", g.source) as other_outcome
+from expected e full join have g using (stream, prediction_id)
+"""
+
+# One finding a prediction: the first that applies.
+DIFFERENCES = """
+create or replace temp table differences as
+select stream, prediction_id, case
+        when predicted and not has_contract then 'no contract'
+        when not predicted then 'not predicted'
+        when revision > 0 and (not known or status = 'expired') then 'missing'
+        when known and other_prediction then 'prediction'
+        when status = 'labeled' and got_revision <> revision then 'revision'
+        when status = 'labeled' and got_label is distinct from label then 'label'
+        when status = 'labeled' and other_outcome then 'outcome'
+        when status = 'expired' and (got_revision, got_label) is distinct from (0, expired_label) then 'expired label'
+    end as kind,
+    case kind
+        when 'no contract' then 'its stream has no contract any more'
+        when 'not predicted' then 'ground truth of a prediction that was never captured'
+        when 'missing' then format('{} outcomes count, and there is no label', revision)
+        when 'prediction' then 'model, time, inputs or output are not those of the first prediction captured'
+        when 'revision' then format('revision {}, recomputed {}', got_revision, revision)
+        when 'label' then format('label {}, recomputed {}', coalesce(got_label, 'none'), coalesce(label, 'none'))
+        when 'outcome' then 'the label comes from another outcome than the last one that counts'
+        when 'expired label'
+            then format('expired as {}, by contract {}', coalesce(got_label, 'none'), coalesce(expired_label, 'none'))
+    end as detail,
+    partition, deadline, revision - coalesce(got_revision, 0) as outcomes
+from compared where kind is not null
+"""
+
+# When event time came how far: `moment` is the latest in the stream's partition among all that had arrived by then.
+PASSAGE = """
+create or replace temp view passage as
+select stream, "partition", arrived_at, max(moment) over so_far as moment
+from (
+    select stream, "partition", arrived_at, predicted_at as moment from lake.predictions
+    union all select stream, "partition", arrived_at, observed_at from lake.outcomes
+) window so_far as (partition by stream, "partition" order by arrived_at)
+"""
+
+# After horizon + remember the join forgets a prediction. An id that comes again later is a new prediction to it.
+REUSED = """
+update captured set kind = 'reused' where kind = 'conflicting' and letter is null
+and (stream, prediction_id, "offset") in (
+    with forgotten as (
+        select f.stream, f.prediction_id, f."partition",
+            f.predicted_at + to_microseconds(t.horizon_us + t.remember_us + t.disorder_us) as forgotten_at
+        from captured f join terms t using (stream)
+        where f.kind = 'first'
+            and (stream, prediction_id) in (select stream, prediction_id from captured where kind = 'conflicting')
+    ),
+    passed as (
+        select f.stream, f.prediction_id, min(p.arrived_at) as passed_at
+        from forgotten f asof join passage p
+            on p.stream = f.stream and p."partition" = f."partition" and f.forgotten_at < p.moment
+        group by all
+    )
+    select c.stream, c.prediction_id, c."offset"
+    from captured c join passed p using (stream, prediction_id)
+    where c.kind = 'conflicting' and c.arrived_at >= p.passed_at
+)
+"""
+
+# And an outcome that comes later rightly finds none.
+EXCUSED = """
+insert into excused
+with forgotten as (
+    select d.stream, d.prediction_id, d.outcomes,
+        d."partition", d.deadline + to_microseconds(t.remember_us + t.disorder_us) as forgotten_at
+    from differences d join terms t using (stream)
+    where kind in ('missing', 'revision', 'label', 'outcome')
+),
+passed as (
+    select f.stream, f.prediction_id, f.outcomes, min(p.arrived_at) as passed_at
+    from forgotten f asof join passage p
+        on p.stream = f.stream and p."partition" = f."partition" and f.forgotten_at < p.moment
+    group by all
+)
+select distinct p.stream, p.prediction_id, p.outcomes
+from passed p join evidence e using (stream, prediction_id)
+where e.counts and e.came_at >= p.passed_at
+"""

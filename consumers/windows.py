@@ -1,0 +1,234 @@
+"""Windows: cohorts of predictions that are old enough for their labels to be known, sealed one after another.
+
+Window k of a stream is the ground truth with `from_time <= predicted_at < to_time`; it begins where window k-1 ends and
+ends where it has the contract's `window_rows` labels. It is sealed, never to change again, when
+
+1. its youngest prediction is older than the horizon: event time has passed `to_time` by it (what arrived early is
+   biased; a cohort that has matured is not),
+2. no prediction of it is pending, and
+3. the join recomputed from the raw events finds the same ground truth for it.
+
+Whoever reads the lake at the window's `snapshot_id` sees exactly the rows that were sealed; `digest` proves it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from accrual.contract import Contract
+from accrual.errors import LakeError
+from accrual.kafka import TopicNames
+from accrual.lake import Lake, WritableLake
+from accrual.lake_tables import TABLES
+from consumers.recompute import EARLIEST, Scope, recompute
+
+# A check waits at least this long after the last one, and ten times as long as that one took.
+_PAUSE_S = 1.0
+_PAUSE_FACTOR = 10.0
+
+log = logging.getLogger("accrual.sink")
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """The next window of a stream, as far as it is known.
+
+    `labels` of `needed`; `until` once there are enough. `mature_at`: how far event time (`watermark`) must come.
+    `pending` and `differences` are counted once it has come that far, None before.
+    """
+
+    stream: str
+    window: int
+    since: datetime
+    until: datetime | None
+    labels: int
+    needed: int
+    watermark: datetime | None
+    mature_at: datetime | None = None
+    pending: int | None = None
+    differences: int | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether it can be sealed."""
+        return self.pending == 0 and self.differences == 0
+
+    @property
+    def waits_for(self) -> str:
+        """What is missing, for a person."""
+        if self.until is None or self.mature_at is None:
+            return f"labels: {self.labels} of more than {self.needed}"
+        if self.pending is None:
+            now = "none" if self.watermark is None else f"{self.watermark:%Y-%m-%d %H:%M}"
+            return f"maturity: event time {self.mature_at:%Y-%m-%d %H:%M}, now {now}"
+        if self.pending:
+            return f"{self.pending} pending predictions"
+        if self.differences:
+            return f"{self.differences} differences to the recomputation: see accrual audit"
+        return "the sink to seal it"
+
+
+def watermark_of(lake: Lake, contract: Contract) -> datetime | None:
+    """How far event time of a stream has come in the lake, less its disorder; None without events."""
+    found = lake.rows(
+        """
+        select greatest((select max(predicted_at) from predictions where stream = ?),
+                        (select max(observed_at) from outcomes where stream = ?)) as reached
+        """,
+        [contract.stream, contract.stream],
+    )[0]["reached"]
+    return None if found is None else found - timedelta(microseconds=contract.disorder_us)
+
+
+def next_window(
+    lake: Lake, contracts: Mapping[str, Contract], names: TopicNames, stream: str, watermark: datetime | None
+) -> Candidate:
+    """The window after the last sealed one; the costly checks only once it is mature."""
+    contract = contracts[stream]
+    last = lake.rows('select max("window") as k, max(to_time) as t from windows where stream = ?', [stream])[0]
+    since = last["t"] or EARLIEST
+    needed = contract.training.window_rows
+    found = lake.rows(
+        """
+        with labeled as (
+            select distinct prediction_id, predicted_at from ground_truth_history
+            where stream = ? and predicted_at >= ? and label is not null
+        )
+        select (select count(*) from labeled) as labels, min(predicted_at) as until from labeled
+        where predicted_at > (select predicted_at from labeled order by predicted_at limit 1 offset ?)
+        """,
+        [stream, since, needed - 1],
+    )[0]
+    candidate = Candidate(
+        stream=stream,
+        window=(last["k"] or 0) + 1,
+        since=since,
+        until=found["until"],
+        labels=found["labels"],
+        needed=needed,
+        watermark=watermark,
+    )
+    until = candidate.until
+    if until is None:
+        return candidate
+    mature_at = until + timedelta(microseconds=contract.horizon_us)
+    candidate = msgspec.structs.replace(candidate, mature_at=mature_at)
+    if watermark is None or watermark < mature_at:
+        return candidate
+    recompute(lake, contracts, names, Scope(stream, since, until))
+    checked = lake.rows(
+        """
+        select (select count(*) from compared where predicted and not known) as pending,
+               (select count(*) from differences) as differences
+        """
+    )[0]
+    return msgspec.structs.replace(candidate, **checked)
+
+
+class Sealer:
+    """Seals windows as they become complete. It looks into the lake only when a batch brought what was missing."""
+
+    def __init__(self, lake: WritableLake, contracts: Mapping[str, Contract], names: TopicNames) -> None:
+        self._lake = lake
+        self._contracts = contracts
+        self._names = names
+        self._watermarks = {name: watermark_of(lake, contract) for name, contract in contracts.items()}
+        self._news: Counter[str] = Counter()
+        self._labels: Counter[str] = Counter()
+        # Per stream, what to wait for: so many labels, an event time, any news.
+        self._waiting: dict[str, tuple[int, datetime, int]] = {}
+        self._not_before = 0.0
+
+    def look_at(self, tables: Mapping[str, pa.Table]) -> None:
+        """Note what a committed batch brought."""
+        for table, rows in tables.items():
+            if "stream" not in rows.column_names:
+                continue
+            moment = {"predictions": "predicted_at", "outcomes": "observed_at"}.get(table)
+            for entry in rows.select(["stream"]).group_by("stream").aggregate([([], "count_all")]).to_pylist():
+                stream = entry["stream"]
+                self._news[stream] += entry["count_all"]
+                if table == "ground_truth_history":
+                    self._labels[stream] += entry["count_all"]
+                if moment and stream in self._contracts:
+                    reached = pc.max(rows.filter(pc.equal(rows["stream"], stream))[moment]).as_py()
+                    reached -= timedelta(microseconds=self._contracts[stream].disorder_us)
+                    self._watermarks[stream] = max(reached, self._watermarks[stream] or reached)
+
+    def seal(self) -> list[dict[str, Any]]:
+        """Seal the next window of each stream if it is complete; returns the rows of the table `windows`.
+
+        It often has nothing to do. A check that fails in the lake's engine is left for later: capture goes on.
+        """
+        due = [stream for stream in self._contracts if self._is_due(stream)]
+        if not due or time.monotonic() < self._not_before:
+            return []
+        started = time.monotonic()
+        sealed = []
+        for stream in due:
+            try:
+                if window := self._seal_next(stream):
+                    sealed.append(window)
+            except LakeError:
+                log.exception("the next window of %s cannot be checked", stream)
+        if not sealed:
+            self._not_before = time.monotonic() + max(_PAUSE_S, _PAUSE_FACTOR * (time.monotonic() - started))
+        return sealed
+
+    def _is_due(self, stream: str) -> bool:
+        labels, watermark, news = self._waiting.get(stream, (0, EARLIEST, 0))
+        reached = self._watermarks[stream]
+        return (
+            self._labels[stream] >= labels
+            and self._news[stream] >= news
+            and reached is not None
+            and reached >= watermark
+        )
+
+    def _seal_next(self, stream: str) -> dict[str, Any] | None:
+        snapshot = self._lake.snapshot_id()
+        candidate = next_window(self._lake, self._contracts, self._names, stream, self._watermarks[stream])
+        if not candidate.complete or self._lake.snapshot_id() != snapshot:
+            self._wait(candidate)
+            return None
+        window = self._lake.rows(
+            """
+            with cohort as (
+                select prediction_id, revision, label from ground_truth
+                where stream = ? and predicted_at >= ? and predicted_at < ?
+            )
+            select count(*) as rows, count(label) as labeled, count(label) / count(*) as coverage,
+                sha256(string_agg(concat_ws('|', prediction_id, revision, coalesce(label, '')), chr(10)
+                                  order by prediction_id)) as digest
+            from cohort
+            """,
+            [stream, candidate.since, candidate.until],
+        )[0]
+        window |= {
+            "stream": stream,
+            "window": candidate.window,
+            "snapshot_id": snapshot,
+            "from_time": candidate.since,
+            "to_time": candidate.until,
+            "sealed_at": datetime.now(UTC),
+        }
+        self._lake.append({"windows": pa.Table.from_pylist([window], TABLES["windows"])})
+        return window
+
+    def _wait(self, candidate: Candidate) -> None:
+        """Look again when what this candidate lacks can have come."""
+        stream = candidate.stream
+        labels, watermark, news = 0, EARLIEST, self._news[stream] + 1
+        if candidate.until is None:
+            labels = self._labels[stream] + max(1, candidate.needed - candidate.labels)
+        elif candidate.pending is None and candidate.mature_at:
+            watermark, news = candidate.mature_at, 0
+        self._waiting[stream] = (labels, watermark, news)

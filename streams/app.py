@@ -1,0 +1,123 @@
+"""The join worker: a Faust app that hosts the join's loop beside its web views.
+
+Faust's own consumer, producer and tables stay off (docs/decisions): it gives the process, its supervision and shutdown,
+and the web server.
+
+    /health                  200 while it joins, 503 when it is stuck, waits for the broker, or has stopped
+    /metrics                 Prometheus (accrual/metrics.py)
+    /pending/{prediction_id} what is known of one prediction
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import faust
+from faust.app.base import BootStrategy
+from faust.web import Request, Response, View
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from accrual.config import Config
+from accrual.contract import MAX_ID_LENGTH, Contract
+from accrual.events import instant
+from streams.join import Entry, deadline
+from streams.loop import JoinLoop, Status
+
+log = logging.getLogger(__name__)
+
+STUCK_AFTER_S = 60.0
+ANSWER_S = 5.0
+
+
+class _WebOnly(BootStrategy):
+    enable_kafka = False
+
+
+class _App(faust.App):
+    BootStrategy = _WebOnly
+
+
+def join_app(config: Config, contracts: Mapping[str, Contract], join: JoinLoop, **settings: Any) -> faust.App:
+    """The worker's Faust app around a loop that does not run yet; `settings` are Faust's.
+
+    When the loop ends by itself the process is asked to stop; `join.failure` then says why.
+    """
+    app = _App(f"{config.topics.prefix}-join", **settings)
+
+    @app.service
+    class JoinService(faust.Service):
+        """Runs the loop in a thread of its own for as long as the app runs."""
+
+        @faust.Service.task
+        async def host(self) -> None:
+            await asyncio.to_thread(join.run)
+            if not join.stopping.is_set():
+                signal.raise_signal(signal.SIGTERM)
+
+        async def on_stop(self) -> None:
+            join.stop()
+            await asyncio.to_thread(join.stopped.wait)
+
+    @app.page("/health")
+    async def health(self: View, _request: Request) -> Response:
+        status = join.status
+        return self.json(_health(status), status=200 if is_healthy(status) else 503)
+
+    @app.page("/metrics")
+    async def metrics(self: View, _request: Request) -> Response:
+        return self.bytes(generate_latest(), content_type=CONTENT_TYPE_LATEST.partition(";")[0])
+
+    @app.page("/pending/{prediction_id}")
+    async def pending(self: View, _request: Request, prediction_id: str) -> Response:
+        if len(prediction_id) > MAX_ID_LENGTH:
+            return self.json({"error": f"an id has at most {MAX_ID_LENGTH} characters"}, status=400)
+        try:
+            answer = await asyncio.wait_for(asyncio.wrap_future(join.ask(prediction_id)), ANSWER_S)
+        except TimeoutError:
+            return self.json({"error": "the worker is not joining at the moment", **_health(join.status)}, status=503)
+        if not answer.entries:
+            here = "this worker has" if answer.entries is not None else "another worker has"
+            problem = f"nothing is known of it in partition {answer.partition}, which {here}"
+            return self.json({"error": problem, "partition": answer.partition}, status=404)
+        return self.json([_entry(contracts[stream], prediction_id, entry) for stream, entry in answer.entries.items()])
+
+    return app
+
+
+def is_healthy(status: Status) -> bool:
+    """Whether the loop does its work: it runs or recovers, and its last sign of life is not old."""
+    return status.phase in ("running", "recovering") and time.monotonic() - status.turned_at < STUCK_AFTER_S
+
+
+def _health(status: Status) -> dict[str, Any]:
+    now = time.monotonic()
+    return {
+        "state": status.phase,
+        "partitions": status.partitions,
+        "lag": status.lag,
+        "last_turn_age_s": round(now - status.turned_at, 3),
+        "last_commit_age_s": None if status.committed_at is None else round(now - status.committed_at, 3),
+        "problem": status.problem,
+    }
+
+
+def _entry(contract: Contract, prediction_id: str, entry: Entry) -> dict[str, Any]:
+    known: dict[str, Any] = {"stream": contract.stream, "prediction_id": prediction_id}
+    if entry.said is None:
+        outcomes = [instant(w.seen.observed_at).isoformat() for w in entry.waiting]
+        return known | {"status": "outcome waits for its prediction", "outcomes_observed_at": outcomes}
+    latest = entry.latest
+    return known | {
+        "status": "labeled" if latest else "expired" if entry.expired else "pending",
+        "label": latest.label if latest else None,
+        "revision": entry.revision,
+        "model": entry.said.model,
+        "predicted_at": instant(entry.said.predicted_at).isoformat(),
+        "deadline": instant(deadline(contract, entry.said)).isoformat(),
+        "observed_at": instant(latest.observed_at).isoformat() if latest else None,
+    }

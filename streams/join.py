@@ -1,0 +1,239 @@
+"""The join, pure: what is known of one prediction, and what follows from each thing that happens to it.
+
+An `Entry` is all that is kept of one prediction id of one stream. An event or the passing of event time gives a `Step`:
+the next entry, and what to emit. There is no clock, no I/O and no Kafka here, and the result is a function of the set
+of events: either side may come first, twice or late, and the row of the highest revision is the same.
+
+Times are microseconds since 1970 (`accrual.events.microseconds`); `watermark` is how far event time has come.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import Literal
+
+import msgspec
+
+from accrual.contract import CENSORED, Contract
+from accrual.events import NULL, GroundTruth, Outcome, Prediction, instant, microseconds
+
+
+class Said(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The content of a prediction; `inputs` and `output` are the JSON as it was sent."""
+
+    predicted_at: int
+    model: str
+    inputs: bytes
+    output: bytes
+
+
+class Seen(msgspec.Struct, frozen=True, array_like=True, gc=False, order=True):
+    """The content of an outcome, and the label it stands for. They order by what decides which one is current."""
+
+    observed_at: int
+    values: bytes
+    source: str
+    label: str
+
+
+class Waiting(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """An outcome whose prediction has not come, with the record it came in: it may end as a dead letter."""
+
+    seen: Seen
+    offset: int
+    record: bytes
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What is known of one prediction.
+
+    `said`: the prediction, once it has come. `latest`: of the outcomes that count, the one observed last.
+    `revision`: how many distinct ones count. `expired`: the expired row was emitted.
+    `known`: a digest of every distinct outcome, to recognise it when it comes again. `waiting`: see `Waiting`.
+    """
+
+    said: Said | None = None
+    latest: Seen | None = None
+    revision: int = 0
+    expired: bool = False
+    known: tuple[bytes, ...] = ()
+    waiting: tuple[Waiting, ...] = ()
+
+
+class Letter(msgspec.Struct, frozen=True, gc=False):
+    """A record that ends as a dead letter: it came in `topic` (of the entry's partition) at `offset`."""
+
+    reason: str
+    detail: str
+    topic: Literal["predictions", "outcomes"]
+    offset: int
+    record: bytes
+
+
+class Step(msgspec.Struct, frozen=True, gc=False):
+    """What follows: the next entry (None: nothing is known any more), a row, dead letters.
+
+    `dropped` names, for the counters, each event that ends here by right: `duplicate_prediction`, `duplicate_outcome`,
+    `late_outcome`.
+    """
+
+    entry: Entry | None
+    row: GroundTruth | None = None
+    letters: tuple[Letter, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+
+class Progress(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How far one stream's event time has come in one partition: the latest event of each topic, and the watermark.
+
+    Zero means nothing yet.
+    """
+
+    predictions: int = 0
+    outcomes: int = 0
+    watermark: int = 0
+
+
+pack = msgspec.msgpack.Encoder().encode
+unpack_entry = msgspec.msgpack.Decoder(Entry).decode
+unpack_progress = msgspec.msgpack.Decoder(Progress).decode
+
+
+def apply_prediction(
+    entry: Entry | None, contract: Contract, event: Prediction, offset: int, record: bytes, watermark: int
+) -> Step:
+    """A prediction came. The first one with its id counts; outcomes that wait for it are joined at once."""
+    said = Said(microseconds(event.predicted_at), event.model, bytes(event.inputs), bytes(event.output))
+    if entry is not None and entry.said is not None:
+        if entry.said == said:
+            return Step(entry, dropped=("duplicate_prediction",))
+        detail = f"model {said.model} at {instant(said.predicted_at).isoformat()}; the first was {entry.said.model}"
+        return Step(entry, letters=(Letter("conflicting_prediction", detail, "predictions", offset, record),))
+    if _forgotten_after(contract, said) < watermark:
+        detail = f"watermark {instant(watermark).isoformat()} has passed its horizon by more than {contract.remember}"
+        return Step(entry, letters=(Letter("too_old", detail, "predictions", offset, record),))
+    if entry is None:
+        return Step(Entry(said))
+    counting = [w.seen for w in entry.waiting if _counts(contract, said, w.seen)]
+    late = [w for w in entry.waiting if not _counts(contract, said, w.seen)]
+    joined = Entry(said, max(counting, default=None), len(counting), known=entry.known)
+    return Step(
+        joined,
+        _row(joined, contract, event.prediction_id) if counting else None,
+        tuple(_late_letter(contract, w) for w in late) if contract.late == "dead_letter" else (),
+        ("late_outcome",) * len(late) if contract.late == "count" else (),
+    )
+
+
+def apply_outcome(entry: Entry | None, contract: Contract, event: Outcome, offset: int, record: bytes) -> Step:
+    """An outcome came: it is a revision, waits for its prediction, or is too late to count."""
+    values = bytes(event.values)
+    label = contract.label_of(contract.decode_values(values))
+    seen = Seen(microseconds(event.observed_at), values, event.source, label)
+    digest = _digest(seen)
+    entry = Entry() if entry is None else entry
+    if digest in entry.known:
+        return Step(entry, dropped=("duplicate_outcome",))
+    known = (*entry.known, digest)
+    if entry.said is None:
+        return Step(Entry(known=known, waiting=(*entry.waiting, Waiting(seen, offset, record))))
+    if not _counts(contract, entry.said, seen):
+        ignored = msgspec.structs.replace(entry, known=known)
+        if contract.late == "dead_letter":
+            return Step(ignored, letters=(_late_letter(contract, Waiting(seen, offset, record)),))
+        return Step(ignored, dropped=("late_outcome",))
+    latest = seen if entry.latest is None else max(entry.latest, seen)
+    revised = Entry(entry.said, latest, entry.revision + 1, entry.expired, known)
+    return Step(revised, _row(revised, contract, event.prediction_id))
+
+
+def on_time(entry: Entry, contract: Contract, prediction_id: str, watermark: int) -> Step:
+    """Event time has come as far as `watermark`: expire, give up orphans, forget, whatever is due; often nothing."""
+    if entry.said is None:
+        orphans = [w for w in entry.waiting if _orphaned_after(contract, w) < watermark]
+        rest = tuple(w for w in entry.waiting if _orphaned_after(contract, w) >= watermark)
+        left = Entry(known=tuple(_digest(w.seen) for w in rest), waiting=rest) if rest else None
+        return Step(left if orphans else entry, letters=tuple(_orphan_letter(w) for w in orphans))
+    row = None
+    if entry.revision == 0 and not entry.expired and deadline(contract, entry.said) <= watermark:
+        entry = msgspec.structs.replace(entry, expired=True)
+        row = _row(entry, contract, prediction_id)
+    assert entry.said is not None
+    return Step(None if _forgotten_after(contract, entry.said) < watermark else entry, row)
+
+
+def due(entry: Entry, contract: Contract) -> int:
+    """The watermark at which `on_time` next has something to do for this entry."""
+    if entry.said is None:
+        return min(_orphaned_after(contract, w) for w in entry.waiting) + 1
+    if entry.revision == 0 and not entry.expired:
+        return deadline(contract, entry.said)
+    return _forgotten_after(contract, entry.said) + 1
+
+
+def deadline(contract: Contract, said: Said) -> int:
+    """Until when an outcome is in time, and when the prediction expires without one."""
+    return said.predicted_at + contract.horizon_us
+
+
+def advance(progress: Progress, contract: Contract, *, predictions_drained: bool, outcomes_drained: bool) -> Progress:
+    """Move the watermark to where the slower topic is, less the contract's disorder; it never goes back.
+
+    A drained topic has nothing more to read at the moment and holds nothing back (docs/decisions/0002).
+    """
+    behind = []
+    if not predictions_drained:
+        behind.append(progress.predictions)
+    if not outcomes_drained:
+        behind.append(progress.outcomes)
+    reached = min(behind) if behind else max(progress.predictions, progress.outcomes)
+    watermark = max(progress.watermark, reached - contract.disorder_us)
+    return progress if watermark == progress.watermark else msgspec.structs.replace(progress, watermark=watermark)
+
+
+def _counts(contract: Contract, said: Said, seen: Seen) -> bool:
+    return contract.late == "revise" or seen.observed_at <= deadline(contract, said)
+
+
+def _forgotten_after(contract: Contract, said: Said) -> int:
+    return deadline(contract, said) + contract.remember_us
+
+
+def _orphaned_after(contract: Contract, outcome: Waiting) -> int:
+    return outcome.seen.observed_at + contract.horizon_us + contract.disorder_us
+
+
+def _row(entry: Entry, contract: Contract, prediction_id: str) -> GroundTruth:
+    said, latest = entry.said, entry.latest
+    assert said is not None
+    expiry = None if contract.on_expiry == CENSORED else contract.on_expiry
+    return GroundTruth(
+        prediction_id=prediction_id,
+        stream=contract.stream,
+        revision=entry.revision,
+        status="expired" if latest is None else "labeled",
+        label=expiry if latest is None else latest.label,
+        model=said.model,
+        predicted_at=instant(said.predicted_at),
+        observed_at=None if latest is None else instant(latest.observed_at),
+        inputs=msgspec.Raw(said.inputs),
+        output=msgspec.Raw(said.output),
+        values=NULL if latest is None else msgspec.Raw(latest.values),
+        source=None if latest is None else latest.source,
+    )
+
+
+def _digest(seen: Seen) -> bytes:
+    """Eight bytes that tell the few outcomes of one prediction apart."""
+    content = b"%d %d %b%b" % (seen.observed_at, len(seen.values), seen.values, seen.source.encode())
+    return blake2b(content, digest_size=8).digest()
+
+
+def _late_letter(contract: Contract, outcome: Waiting) -> Letter:
+    detail = f"observed at {instant(outcome.seen.observed_at).isoformat()}, after the horizon of {contract.horizon}"
+    return Letter("late", detail, "outcomes", outcome.offset, outcome.record)
+
+
+def _orphan_letter(outcome: Waiting) -> Letter:
+    detail = f"observed at {instant(outcome.seen.observed_at).isoformat()}; no prediction with its id came"
+    return Letter("orphan", detail, "outcomes", outcome.offset, outcome.record)

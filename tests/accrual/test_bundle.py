@@ -1,0 +1,119 @@
+"""Bundles: what was sealed verifies; whatever is altered, added or taken away does not, and is named."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from accrual.bundle import (
+    MANIFEST,
+    SIGNATURE,
+    Manifest,
+    drafted,
+    load_or_make_signing_key,
+    read_manifest,
+    seal_bundle,
+    verify_bundle,
+)
+from accrual.errors import BundleError
+
+FACTS = Manifest(
+    stream="s",
+    version=1,
+    parent="s@0",
+    parent_digest="0" * 64,
+    run_id="s@1-a",
+    windows=[1],
+    snapshot_id=3,
+    rows_new=10,
+    rows_replayed=0,
+    rows_digest="",
+    seed=1,
+    base="minilm",
+    base_digest=None,
+    made_with={},
+)
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Ed25519PrivateKey:
+    return load_or_make_signing_key(tmp_path / "keys" / "signing.key", tmp_path / "keys" / "signing.pub")
+
+
+@pytest.fixture
+def public(tmp_path: Path) -> Path:
+    return tmp_path / "keys" / "signing.pub"
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, key: Ed25519PrivateKey) -> Path:
+    store = tmp_path / "models"
+    with drafted(store) as draft:
+        (draft / "labels.json").write_text('["a", "b"]')
+        (draft / "tokenizer").mkdir()
+        (draft / "tokenizer" / "vocab.txt").write_text("a\nb\n")
+        digest = seal_bundle(draft, FACTS, key)
+    assert [path.name for path in store.iterdir()] == [digest], "no draft is left"
+    return store / digest
+
+
+def test_what_was_sealed_verifies(bundle: Path, public: Path) -> None:
+    manifest = verify_bundle(bundle, public)
+    assert manifest.model == "s@1"
+    assert set(manifest.files) == {"labels.json", "tokenizer/vocab.txt"}
+
+
+def test_the_same_content_has_the_same_digest(bundle: Path, key: Ed25519PrivateKey) -> None:
+    with drafted(bundle.parent) as draft:
+        (draft / "tokenizer").mkdir()
+        (draft / "tokenizer" / "vocab.txt").write_text("a\nb\n")
+        (draft / "labels.json").write_text('["a", "b"]')
+        assert seal_bundle(draft, FACTS, key) == bundle.name
+
+
+def test_an_altered_file_is_named(bundle: Path, public: Path) -> None:
+    (bundle / "labels.json").write_text('["b", "a"]')
+    with pytest.raises(BundleError, match=r"labels\.json was altered"):
+        verify_bundle(bundle, public)
+
+
+def test_a_missing_file_is_named(bundle: Path, public: Path) -> None:
+    (bundle / "tokenizer" / "vocab.txt").unlink()
+    with pytest.raises(BundleError, match=r"vocab\.txt is missing"):
+        verify_bundle(bundle, public)
+
+
+def test_an_added_file_is_named(bundle: Path, public: Path) -> None:
+    (bundle / "pytorch_model.bin").write_bytes(b"anything")
+    with pytest.raises(BundleError, match=r"pytorch_model\.bin is not in the manifest"):
+        verify_bundle(bundle, public)
+
+
+def test_an_altered_manifest_is_not_signed(bundle: Path, public: Path) -> None:
+    altered = msgspec.structs.replace(read_manifest(bundle), version=9)
+    (bundle / MANIFEST).write_bytes(msgspec.json.encode(altered))
+    with pytest.raises(BundleError, match="was not signed"):
+        verify_bundle(bundle, public)
+
+
+def test_another_trainers_signature_does_not_count(bundle: Path, public: Path) -> None:
+    content = (bundle / MANIFEST).read_bytes()
+    (bundle / SIGNATURE).write_bytes(Ed25519PrivateKey.generate().sign(content))
+    with pytest.raises(BundleError, match="was not signed"):
+        verify_bundle(bundle, public)
+
+
+def test_a_bundle_under_another_name_is_refused(bundle: Path, public: Path) -> None:
+    other = bundle.rename(bundle.parent / ("f" * 64))
+    with pytest.raises(BundleError, match="not named by the digest"):
+        verify_bundle(other, public)
+
+
+def test_the_key_is_made_once_and_is_private(tmp_path: Path, key: Ed25519PrivateKey, public: Path) -> None:
+    again = load_or_make_signing_key(tmp_path / "keys" / "signing.key", public)
+    assert again.private_bytes_raw() == key.private_bytes_raw()
+    assert (tmp_path / "keys" / "signing.key").stat().st_mode & 0o077 == 0
+    public.write_text("not a key")
+    with pytest.raises(BundleError, match="not the public half"):
+        load_or_make_signing_key(tmp_path / "keys" / "signing.key", public)

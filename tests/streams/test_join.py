@@ -1,0 +1,298 @@
+"""The join is a function of the set of events: order, repetition and the passing of time between change no row."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from accrual.contract import Contract
+from accrual.events import NULL, GroundTruth, Outcome, Prediction, encode, instant, microseconds
+from streams.join import (
+    Entry,
+    Letter,
+    Progress,
+    Step,
+    advance,
+    apply_outcome,
+    apply_prediction,
+    due,
+    on_time,
+    pack,
+    unpack_entry,
+)
+
+START = datetime(2026, 3, 1, tzinfo=UTC)
+HOUR = 3_600_000_000
+HORIZON, DISORDER, REMEMBER = 10, 1, 40  # hours
+
+
+def contract(late: str = "count", on_expiry: str = "censored") -> Contract:
+    return msgspec.convert(
+        {
+            "stream": "loans",
+            "inputs": {"amount": {"type": "number"}},
+            "output": {"classes": ["paid", "lost"]},
+            "outcome": {"values": {"status": {"type": "string"}}},
+            "label": {"field": "status"},
+            "horizon": f"{HORIZON}h",
+            "disorder": f"{DISORDER}h",
+            "remember": f"{REMEMBER}h",
+            "late": late,
+            "on_expiry": on_expiry,
+            "training": {"template": "{amount}"},
+        },
+        Contract,
+    )
+
+
+def prediction(hour: float = 0, model: str = "loans@0") -> Prediction:
+    return Prediction(
+        prediction_id="p",
+        stream="loans",
+        model=model,
+        predicted_at=START + timedelta(hours=hour),
+        inputs=msgspec.Raw(b'{"amount": 1.0}'),
+        output=msgspec.Raw(b'{"label":"paid","probabilities":{"paid":1.0}}'),
+    )
+
+
+def outcome(hour: float, status: str = "paid", source: str = "outcome") -> Outcome:
+    return Outcome(
+        prediction_id="p",
+        stream="loans",
+        observed_at=START + timedelta(hours=hour),
+        values=msgspec.Raw(encode({"status": status})),
+        source=source,
+    )
+
+
+def at(hour: float) -> int:
+    """The watermark at that hour."""
+    return microseconds(START) + int(hour * HOUR)
+
+
+class Run:
+    """Feeds events and ticks to the join one by one, through its serialised form, and keeps what comes out."""
+
+    def __init__(self, contract: Contract) -> None:
+        self.contract = contract
+        self.entry: Entry | None = None
+        self.watermark = 0
+        self.rows: list[GroundTruth] = []
+        self.letters: list[Letter] = []
+        self.dropped: list[str] = []
+        self.joined = 0
+
+    def feed(self, event: Prediction | Outcome | int) -> Step:
+        before = self.entry
+        if isinstance(event, Prediction):
+            step = apply_prediction(before, self.contract, event, 0, encode(event), self.watermark)
+        elif isinstance(event, Outcome):
+            step = apply_outcome(before, self.contract, event, 0, encode(event))
+        else:
+            self.watermark = max(self.watermark, event)
+            step = Step(before) if before is None else on_time(before, self.contract, "p", self.watermark)
+        self.entry = None if step.entry is None else unpack_entry(pack(step.entry))
+        assert self.entry == step.entry
+        self.rows += [step.row] if step.row else []
+        self.letters += step.letters
+        self.dropped += step.dropped
+        if step.entry is not None:
+            revision, said = (before.revision, before.said) if before else (0, None)
+            self.joined += step.entry.revision - revision + (step.entry.said is not None and said is None)
+        return step
+
+    @property
+    def current(self) -> GroundTruth | None:
+        return max(self.rows, key=lambda row: row.revision, default=None)
+
+    @property
+    def reasons(self) -> list[str]:
+        return [letter.reason for letter in self.letters]
+
+
+def expected(contract: Contract, said: Prediction, outcomes: list[Outcome], watermark: int) -> GroundTruth | None:
+    """The current row by brute force, straight from the definition in docs/contract.md."""
+    deadline = said.predicted_at + timedelta(hours=HORIZON)
+    distinct = {(o.observed_at, bytes(o.values), o.source) for o in outcomes}
+    counting = sorted(o for o in distinct if contract.late == "revise" or o[0] <= deadline)
+    common: dict[str, Any] = {
+        "prediction_id": "p",
+        "stream": "loans",
+        "model": said.model,
+        "predicted_at": said.predicted_at,
+        "inputs": said.inputs,
+        "output": said.output,
+    }
+    if counting:
+        observed_at, values, source = counting[-1]
+        label = msgspec.json.decode(values)["status"]
+        return GroundTruth(
+            **common,
+            revision=len(counting),
+            status="labeled",
+            label=label,
+            observed_at=observed_at,
+            values=msgspec.Raw(values),
+            source=source,
+        )
+    if instant(watermark) >= deadline:
+        label = None if contract.on_expiry == "censored" else contract.on_expiry
+        return GroundTruth(
+            **common, revision=0, status="expired", label=label, observed_at=None, values=NULL, source=None
+        )
+    return None
+
+
+contracts = st.builds(
+    contract, st.sampled_from(["revise", "dead_letter", "count"]), st.sampled_from(["censored", "paid"])
+)
+outcomes = st.builds(outcome, st.integers(-2, 20), st.sampled_from(["paid", "lost"]), st.sampled_from(["a", "b"]))
+ticks = st.integers(-5, 60).map(at)
+
+
+@st.composite
+def stories(draw: st.DrawFn) -> tuple[Contract, list[Prediction | Outcome | int]]:
+    """A contract and the events of one id in any order, some of them repeated, with watermarks anywhere between."""
+    some = draw(st.lists(outcomes, max_size=5))
+    repeated = draw(st.lists(st.sampled_from(some), max_size=3)) if some else []
+    said = [prediction()] * draw(st.integers(1, 2))
+    return draw(contracts), draw(st.permutations([*said, *some, *repeated, *draw(st.lists(ticks, max_size=6))]))
+
+
+@given(stories())
+def test_the_current_row_depends_on_the_set_of_events_only(
+    story: tuple[Contract, list[Prediction | Outcome | int]],
+) -> None:
+    rules, events = story
+    some = [event for event in events if isinstance(event, Outcome)]
+    # Time that keeps its promise: it has not passed what is still on its way by more than disorder, nor forgotten.
+    first = min([o.observed_at for o in some] + [prediction().predicted_at])
+    honest = microseconds(first) + (HORIZON + DISORDER) * HOUR
+    run = Run(rules)
+    for event in events:
+        came = run.entry is not None and run.entry.said is not None
+        limit = at(HORIZON + REMEMBER) if came else honest
+        run.feed(min(event, limit) if isinstance(event, int) else event)
+    run.feed(run.watermark)  # as every turn of the loop does
+    assert run.current == expected(rules, prediction(), some, run.watermark)
+    assert len({row.revision for row in run.rows}) == len(run.rows)
+    late = {(o.observed_at, bytes(o.values), o.source) for o in some if microseconds(o.observed_at) > at(HORIZON)}
+    assert run.reasons == ["late"] * (len(late) if rules.late == "dead_letter" else 0)
+    assert run.dropped.count("late_outcome") == (len(late) if rules.late == "count" else 0)
+
+
+@given(stories())
+def test_every_event_is_accounted_for_whatever_time_does(
+    story: tuple[Contract, list[Prediction | Outcome | int]],
+) -> None:
+    rules, events = story
+    run = Run(rules)
+    for event in events:
+        run.feed(event)
+    waiting = len(run.entry.waiting) if run.entry else 0
+    came = sum(not isinstance(event, int) for event in events)
+    assert run.joined + len(run.letters) + len(run.dropped) + waiting == came
+
+
+@given(stories())
+def test_due_is_when_time_next_matters(story: tuple[Contract, list[Prediction | Outcome | int]]) -> None:
+    rules, events = story
+    run = Run(rules)
+    for event in events:
+        run.feed(event)
+        if run.entry is not None:
+            when = due(run.entry, rules)
+            quiet = on_time(run.entry, rules, "p", when - 1)
+            if run.watermark < when:
+                assert quiet == Step(run.entry)
+            assert on_time(run.entry, rules, "p", max(when, run.watermark)) != Step(run.entry)
+
+
+def test_an_outcome_that_comes_first_waits_for_its_prediction() -> None:
+    run = Run(contract())
+    run.feed(outcome(3, "lost"))
+    run.feed(outcome(2, "paid"))
+    assert run.rows == []
+    run.feed(prediction())
+    assert [(row.revision, row.label) for row in run.rows] == [(2, "lost")]
+
+
+def test_a_second_prediction_with_other_content_is_a_dead_letter_and_the_first_counts() -> None:
+    run = Run(contract())
+    for event in (prediction(), prediction(model="loans@1"), prediction(), outcome(1)):
+        run.feed(event)
+    assert run.reasons == ["conflicting_prediction"]
+    assert run.dropped == ["duplicate_prediction"]
+    assert run.current is not None
+    assert run.current.model == "loans@0"
+
+
+def test_an_expired_prediction_is_labeled_by_an_outcome_that_was_in_time_but_arrived_late() -> None:
+    run = Run(contract(on_expiry="paid"))
+    for event in (prediction(), at(HORIZON), outcome(9, "lost")):
+        run.feed(event)
+    assert [(row.revision, row.status, row.label) for row in run.rows] == [
+        (0, "expired", "paid"),
+        (1, "labeled", "lost"),
+    ]
+
+
+def test_expiry_comes_at_the_deadline_and_not_before() -> None:
+    run = Run(contract())
+    run.feed(prediction())
+    run.feed(at(HORIZON) - 1)
+    assert run.rows == []
+    run.feed(at(HORIZON))
+    run.feed(at(HORIZON) + 1)
+    assert [row.status for row in run.rows] == ["expired"]
+
+
+def test_an_orphan_is_given_up_one_by_one_and_keeps_its_record() -> None:
+    run = Run(contract())
+    first, second = outcome(0), outcome(5)
+    run.feed(first)
+    run.feed(second)
+    run.feed(at(HORIZON + DISORDER))
+    assert run.letters == []
+    run.feed(at(HORIZON + DISORDER) + 1)
+    assert [(letter.reason, letter.record) for letter in run.letters] == [("orphan", encode(first))]
+    run.feed(prediction())
+    assert run.current is not None
+    assert run.current.revision == 1
+
+
+def test_what_was_forgotten_is_not_joined_twice() -> None:
+    run = Run(contract())
+    for event in (prediction(), outcome(1), at(HORIZON + REMEMBER) + 1):
+        run.feed(event)
+    assert run.entry is None
+    run.feed(prediction())
+    assert run.entry is None
+    assert run.reasons == ["too_old"]
+
+
+@pytest.mark.parametrize(
+    ("drained", "watermark"),
+    [((False, False), 4), ((True, False), 4), ((False, True), 8), ((True, True), 8)],
+)
+def test_the_slower_topic_holds_the_watermark_back_unless_it_is_drained(
+    drained: tuple[bool, bool], watermark: int
+) -> None:
+    behind = Progress(predictions=at(9), outcomes=at(5))
+    moved = advance(behind, contract(), predictions_drained=drained[0], outcomes_drained=drained[1])
+    assert moved.watermark == at(watermark)
+
+
+def test_the_watermark_never_goes_back_and_starts_with_the_first_events() -> None:
+    nothing = Progress()
+    assert advance(nothing, contract(), predictions_drained=True, outcomes_drained=True) == nothing
+    one_side = Progress(predictions=at(9))
+    assert advance(one_side, contract(), predictions_drained=False, outcomes_drained=False) == one_side
+    ahead = Progress(predictions=at(9), outcomes=at(2), watermark=at(8))
+    assert advance(ahead, contract(), predictions_drained=False, outcomes_drained=False) == ahead

@@ -1,0 +1,112 @@
+"""Live quality: tallies add up, and say what a direct computation says."""
+
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from accrual.events import NULL, Distribution, GroundTruth
+from streams.monitor import Quality, exposition
+from streams.quality import Tally
+
+START = datetime(2026, 5, 1, 12, tzinfo=UTC)
+
+
+def row(label: str | None, output: Distribution, *, id_: str = "p", revision: int = 1, hours: float = 0) -> GroundTruth:
+    at = START + timedelta(hours=hours)
+    return GroundTruth(
+        prediction_id=id_,
+        stream="s",
+        revision=revision,
+        status="labeled",
+        label=label,
+        model="s@1",
+        predicted_at=at,
+        observed_at=at + timedelta(minutes=30),
+        inputs=msgspec.Raw(b"{}"),
+        output=msgspec.Raw(msgspec.json.encode(output)),
+        values=NULL,
+        source=None,
+    )
+
+
+def said(a: float) -> Distribution:
+    return Distribution(label="a" if a >= 0.5 else "b", probabilities={"a": a, "b": 1 - a})
+
+
+rows = st.lists(st.tuples(st.sampled_from(["a", "b", "unheard of"]), st.floats(0, 1)), min_size=1, max_size=40)
+
+
+@given(rows)
+def test_figures_are_those_of_a_direct_computation(cases: list[tuple[str, float]]) -> None:
+    tally = Tally()
+    for label, a in cases:
+        tally.add(row(label, said(a)), said(a))
+    figures = tally.figures()
+    hits = [said(a).label == label for label, a in cases]
+    brier = [(a - (label == "a")) ** 2 + (1 - a - (label == "b")) ** 2 + (label == "unheard of") for label, a in cases]
+    assert figures["accuracy"] == pytest.approx(sum(hits) / len(cases))
+    assert figures["brier"] == pytest.approx(sum(brier) / len(cases))
+    assert figures["label_delay_s"] == pytest.approx(1800)
+    assert 0 <= tally.ece() <= 1
+
+
+@given(rows, rows)
+def test_tallies_of_parts_add_up(left: list[tuple[str, float]], right: list[tuple[str, float]]) -> None:
+    parts, whole = [Tally(), Tally()], Tally()
+    for part, cases in zip(parts, (left, right), strict=True):
+        for label, a in cases:
+            part.add(row(label, said(a)), said(a))
+            whole.add(row(label, said(a)), said(a))
+    added = msgspec.convert(msgspec.to_builtins(parts[0] + parts[1]), Tally)
+    assert added.figures() == pytest.approx(whole.figures())
+
+
+def test_a_model_that_is_sure_and_wrong_is_badly_calibrated() -> None:
+    sure, honest = Tally(), Tally()
+    for number in range(100):
+        label = "a" if number < 60 else "b"
+        sure.add(row(label, said(1.0)), said(1.0))
+        honest.add(row(label, said(0.6)), said(0.6))
+    assert sure.ece() == pytest.approx(0.4)
+    assert honest.ece() == pytest.approx(0.0, abs=1e-9)
+
+
+class MockWindows:
+    def __init__(self, table: dict[tuple[str, tuple[float, float]], list[object]], key: str) -> None:
+        self.table, self.key = table, key
+
+    def __getitem__(self, window: tuple[float, float]) -> list[object]:
+        return self.table.get((self.key, window), [])
+
+    def __setitem__(self, window: tuple[float, float], value: list[object]) -> None:
+        self.table[self.key, window] = value
+
+
+class MockWindowedTable:
+    """Stands in for Faust's: just the ways in which `Quality` uses one."""
+
+    def __init__(self) -> None:
+        self.table: dict[tuple[str, tuple[float, float]], list[object]] = {}
+
+    def __getitem__(self, key: str) -> MockWindows:
+        return MockWindows(self.table, key)
+
+
+def test_rows_count_once_by_day_and_revisions_do_not() -> None:
+    quality = Quality(MockWindowedTable())
+    first = row("a", said(0.9), id_="p1")
+    quality.measure([first, row("b", said(0.9), id_="p2", hours=24), row(None, said(0.9), id_="p3", revision=0)], 1)
+    quality.measure([first, row("b", said(0.9), id_="p1", revision=2)], 1)
+    days = quality.by_day()["s"]["s@1"]
+    assert {day: tally.rows for day, tally in days.items()} == {"2026-05-01": 1, "2026-05-02": 1}
+    assert 'accrual_live_accuracy{stream="s",model="s@1"} 0.5' in exposition(quality.by_day())
+
+
+def test_above_the_rate_rows_are_sampled_and_all_are_seen() -> None:
+    quality = Quality(MockWindowedTable())
+    quality.measure([row("a", said(0.9), id_=str(number)) for number in range(100)], 4)
+    [tally] = quality.by_day()["s"]["s@1"].values()
+    assert (tally.seen, tally.rows) == (100, 25)

@@ -1,0 +1,251 @@
+"""Cycles on a real lake, a real broker and the real base model: challengers are frozen before they are judged, what
+loses is recorded, and a trainer that is killed at any step repeats nothing that was said.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pytest
+
+from accrual.bundle import verify_bundle
+from accrual.config import Config, load_config
+from accrual.contract import Contract, load_contracts
+from accrual.events import microseconds
+from accrual.kafka import TopicNames, create_topics, read_to_end
+from accrual.lake import open_lake_for_writing
+from accrual.lake_tables import TABLES
+from accrual.ledger import Evaluation, Generation, Run, decode_generation, decode_ledger_entry
+from accrual.predictor import Predictor
+from trainer import cycle
+from trainer.cycle import Trainer
+from trainer.publish import Ledger
+
+STREAM = "desk"
+START = datetime(2025, 1, 1, tzinfo=UTC)
+CONTRACT = """
+stream: desk
+inputs: {text: {type: string}}
+output: {open: true, classes: [card_arrival, lost_or_stolen_card, exchange_rate, top_up_failed]}
+outcome: {values: {intent: {type: string}}}
+label: {field: intent}
+horizon: 1d
+training: {template: "{text}", window_rows: 60, epochs: 1, max_tokens: 32, lora: {rank: 2, alpha: 4, layers: 1}}
+gate: {alpha: 0.8, patience: 2, max_ece_increase: 1.0}
+"""
+BANKING = Path(__file__).parents[2] / "examples" / "data" / "banking77" / "train.csv"
+
+
+class World:
+    """A lake whose windows the test seals itself, and what was said on the topics."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.contracts: dict[str, Contract] = load_contracts(Path(config.contracts))
+        classes = self.contracts[STREAM].output.classes
+        with BANKING.open(encoding="utf-8", newline="") as file:
+            rows = [(row["text"], row["category"]) for row in csv.DictReader(file)]
+        by_class = [[row for row in rows if row[1] == name] for name in classes]
+        self._rows = [row for several in zip(*by_class, strict=False) for row in several]
+        self._windows = 0
+
+    def seal(self, rows: int = 60, relabel: Callable[[str], str] = str) -> None:
+        """Seal the next window of `rows` labeled rows."""
+        first = 60 * self._windows
+        self._windows += 1
+        since, until = START + timedelta(days=self._windows), START + timedelta(days=self._windows + 1)
+        history = [
+            {
+                "stream": STREAM,
+                "prediction_id": f"p-{first + n}",
+                "revision": 1,
+                "status": "labeled",
+                "label": relabel(label),
+                "model": f"{STREAM}@0",
+                "predicted_at": since + timedelta(minutes=n),
+                "inputs": msgspec.json.encode({"text": text}).decode(),
+                "output": "{}",
+                "partition": 0,
+                "offset": first + n,
+            }
+            for n, (text, label) in enumerate(self._rows[first : first + rows])
+        ]
+        with open_lake_for_writing(self.config) as lake:
+            if history:
+                table = pa.Table.from_pylist(history, TABLES["ground_truth_history"])
+                lake.append({"ground_truth_history": table})
+            window = {
+                "stream": STREAM,
+                "window": self._windows,
+                "snapshot_id": lake.snapshot_id(),
+                "from_time": since,
+                "to_time": until,
+                "rows": rows,
+                "labeled": rows,
+                "coverage": 1.0,
+                "digest": hashlib.sha256(str(microseconds(since)).encode()).hexdigest(),
+                "sealed_at": until,
+            }
+            lake.append({"windows": pa.Table.from_pylist([window], TABLES["windows"])})
+
+    def trainer(self) -> Trainer:
+        return Trainer(self.config, self.contracts, Ledger(self.config))
+
+    def finish(self) -> None:
+        """Take every step there is, as a trainer that was just started."""
+        trainer = self.trainer()
+        while trainer.next_step(STREAM):
+            pass
+
+    def said(self) -> tuple[list[Run], list[Evaluation], list[Generation]]:
+        names = TopicNames(self.config.topics.prefix)
+        entries = [decode_ledger_entry(message.value() or b"") for message in read_to_end(self.config, names.training)]
+        generations = [decode_generation(message.value() or b"") for message in read_to_end(self.config, names.models)]
+        runs = [entry for entry in entries if isinstance(entry, Run)]
+        return runs, [entry for entry in entries if isinstance(entry, Evaluation)], generations
+
+
+@pytest.fixture
+def world(bootstrap: str, prefix: str, tmp_path: Path) -> World:
+    contracts = tmp_path / "contracts"
+    contracts.mkdir()
+    (contracts / "desk.yaml").write_text(CONTRACT)
+    config = load_config(
+        {},
+        kafka={"bootstrap_servers": bootstrap},
+        topics={"prefix": prefix, "partitions": 1},
+        state=str(tmp_path / "state"),
+        contracts=str(contracts),
+    )
+    create_topics(config)
+    with open_lake_for_writing(config):
+        pass
+    return World(config)
+
+
+def test_a_challenger_is_frozen_judged_on_the_next_window_and_published(world: World) -> None:
+    world.finish()
+    runs, evaluations, generations = world.said()
+    assert (runs, evaluations) == ([], [])
+    assert [g.model for g in generations] == ["desk@0"]
+
+    world.seal()
+    world.finish()
+    runs, evaluations, generations = world.said()
+    assert [(r.version, r.state, r.windows) for r in runs] == [(1, "trained", [1])]
+    assert evaluations == []
+    digest = runs[0].digest or ""
+
+    world.seal()
+    world.finish()
+    runs, evaluations, generations = world.said()
+    assert [r.state for r in runs if r.version == 1] == ["trained", "promoted"], runs[1].reason
+    assert all(r.digest == digest for r in runs if r.version == 1), "frozen before the window that judged it"
+    assert {(e.model, e.role, e.window) for e in evaluations} == {
+        ("desk@1", "challenger", 2),
+        ("desk@0", "champion", 2),
+        ("desk@0", "generation-0", 2),
+    }
+    assert generations[-1].model == "desk@1"
+    assert generations[-1].windows == [1]
+    assert [(r.version, r.windows, r.rows_replayed) for r in runs if r.version == 2] == [(2, [1, 2], 30)]
+    judged = {e.role: e for e in evaluations}
+    assert judged["challenger"].brier < judged["champion"].brier
+
+    folder = world.config.model_store / generations[-1].bundle
+    manifest = verify_bundle(folder, world.config.public_key)
+    assert (manifest.parent, manifest.windows, manifest.rows_new) == ("desk@0", [1], 60)
+    [output] = Predictor.load(folder, world.config).predict([{"text": "What is the exchange rate today?"}])
+    assert output.label == "exchange_rate"
+    assert sum(output.probabilities.values()) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_a_challenger_that_learned_nonsense_is_rejected_and_the_next_may_learn_better(world: World) -> None:
+    wrong = dict(zip(*[world.contracts[STREAM].output.classes[n:] for n in (0, 1)], strict=False))
+    world.seal(relabel=lambda label: wrong.get(label, "card_arrival"))
+    world.finish()
+    world.seal()
+    world.finish()
+    world.seal()
+    world.finish()
+    runs, _, generations = world.said()
+    assert [r.state for r in runs if r.version == 1][-1] == "rejected"
+    assert "desk@1" not in [g.model for g in generations]
+    assert next(r.windows for r in runs if r.version == 2) == [1, 2], "its champion had seen neither"
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_window_that_teaches_nothing_is_a_recorded_failure_and_the_loop_goes_on(world: World, rows: int) -> None:
+    world.seal(rows)
+    world.finish()
+    runs, _, _ = world.said()
+    assert [r.state for r in runs] == (["failed"] if rows else [])
+    world.seal()
+    world.finish()
+    runs, _, _ = world.said()
+    assert runs[-1].state == "trained"
+
+
+class _Killed(BaseException):
+    """Stands for `kill -9`: nothing in the trainer handles it."""
+
+
+STEPS = ["select", "fine_tune", "calibrate", "freeze", "freeze_generation_0", "score", "judge"]
+
+
+def test_killed_at_every_step_nothing_is_said_twice(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before and after each step, and before and after each conclusion, the trainer dies once and is started again."""
+    died: set[tuple[str, str]] = set()
+
+    def deadly(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*arguments: Any, **named: Any) -> Any:
+            if (name, "before") not in died:
+                died.add((name, "before"))
+                raise _Killed
+            result = real(*arguments, **named)
+            if (name, "after") not in died:
+                died.add((name, "after"))
+                raise _Killed
+            return result
+
+        return step
+
+    for name in STEPS:
+        monkeypatch.setattr(cycle, name, deadly(name, getattr(cycle, name)))
+    monkeypatch.setattr(Ledger, "say", deadly("say", Ledger.say))
+    for _ in range(3):
+        world.seal()
+        while True:
+            try:
+                world.finish()
+            except _Killed:
+                continue
+            break
+    assert died == {(name, when) for name in [*STEPS, "say"] for when in ("before", "after")}
+    runs, evaluations, generations = world.said()
+    assert len({(r.version, r.state) for r in runs}) == len(runs)
+    assert len({(e.run_id, e.window, e.role) for e in evaluations}) == len(evaluations)
+    assert len({g.version for g in generations}) == len(generations)
+    assert [g.version for g in generations] == sorted(g.version for g in generations)
+    assert max(r.version for r in runs) >= 2
+
+
+def test_a_second_trainer_fences_the_first(world: World) -> None:
+    from accrual.errors import BrokerUnavailable
+
+    first = world.trainer()
+    world.finish()
+    world.seal()
+    with pytest.raises(BrokerUnavailable, match="cannot be written"):
+        first.next_step(STREAM)
+    world.finish()
+    runs, _, generations = world.said()
+    assert [r.state for r in runs] == ["trained"]
+    assert len(generations) == 1

@@ -1,0 +1,98 @@
+"""`python -m trainer`: the trainer process (also `accrual train`)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from accrual.cli import run
+from accrual.config import Config, load_config
+from accrual.contract import Contract, load_contracts
+from accrual.errors import ConfigError, LakeUnavailable, Transient
+
+if TYPE_CHECKING:
+    from trainer.cycle import Trainer
+
+log = logging.getLogger("trainer")
+
+LOOK_EVERY_S = 1.0
+LONGEST_PAUSE_S = 30.0
+NICE = 5  # capture and serving go first
+
+
+def main(
+    stream: Annotated[
+        list[str] | None, typer.Option(help="Train this stream only; may be given several times. Default: all.")
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Take every step that can be taken now, then end.")] = False,
+) -> None:
+    """Run the trainer: wait for sealed windows, fine-tune, judge on the next window, publish what earned it.
+
+    \b
+    Examples:
+      accrual train                             run until stopped, all streams
+      accrual train --stream credit-risk        one stream
+      accrual train --once                      what can be done now, for a scheduler
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGINT, _leave)
+    os.nice(NICE)
+    config = load_config()
+    contracts = load_contracts(Path(config.contracts))
+    for name in stream or []:
+        if name not in contracts:
+            raise ConfigError(f"--stream {name}: there are contracts for {', '.join(contracts)}")
+    keep_training(config, contracts, stream or list(contracts), once)
+
+
+def keep_training(config: Config, contracts: Mapping[str, Contract], streams: Sequence[str], once: bool) -> None:
+    """Take one step after another. What a retry may heal is waited out, loudly; all else ends the process."""
+    pause = LOOK_EVERY_S
+    trainer: Trainer | None = None
+    while True:
+        try:
+            if trainer is None:
+                trainer = _make_trainer(config, contracts)
+            steps = [trainer.next_step(name) for name in streams]
+            moved = any(steps)
+            pause = LOOK_EVERY_S
+        except Transient as exc:
+            moved = False
+            if once:
+                raise
+            if not isinstance(exc, LakeUnavailable):
+                trainer = None  # the ledger is read anew: what was said last may or may not be there
+                pause = min(2 * pause, LONGEST_PAUSE_S)
+                log.error("%s; again in %.0f s", exc, pause)
+            else:
+                log.info("%s", exc)
+        if once and not moved:
+            return
+        if not moved:
+            time.sleep(pause)
+
+
+def _make_trainer(config: Config, contracts: Mapping[str, Contract]) -> Trainer:
+    from trainer.cycle import Trainer  # brings torch: after the errors that need no waiting
+    from trainer.publish import Ledger
+
+    return Trainer(config, contracts, Ledger(config))
+
+
+def _leave(_signal: int, _frame: FrameType | None) -> None:
+    """Leave at once: every step can be broken off anywhere and taken again."""
+    logging.shutdown()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    run(lambda: typer.run(main))

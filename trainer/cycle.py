@@ -1,0 +1,227 @@
+"""The story of a cycle, told by `Trainer.next_step`:
+
+    wait for a sealed window
+    is a challenger waiting?   evaluate it on that window, beside the champion and generation 0
+                               gate: promote, reject or wait; publish
+    otherwise                  select rows, fine-tune, calibrate on later rows, freeze
+
+so that every challenger is frozen before the window that judges it, and is judged only on rows that neither it nor its
+champion has learned from. Each step ends in the ledger; a trainer that is killed anywhere starts again with the step
+that is not there yet, and finds the bundle of one that was frozen and not yet said.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+import msgspec
+
+from accrual.bundle import Manifest, load_or_make_signing_key
+from accrual.config import Config
+from accrual.contract import Contract
+from accrual.encoder import Encoder, base_folder
+from accrual.lake import open_lake
+from accrual.ledger import Generation, Run
+from accrual.predictor import Predictor
+from accrual.scores import indices_of
+from trainer.calibrate import calibrate
+from trainer.evaluate import Scored, ece_of, score
+from trainer.finetune import TrainingFailed, fine_tune
+from trainer.freeze import find_frozen, freeze, freeze_generation_0, made_with
+from trainer.gate import judge
+from trainer.publish import Ledger
+from trainer.select import Selection, Window, rows_of, sealed_windows, select
+
+log = logging.getLogger(__name__)
+
+_STATE = {"promote": "promoted", "reject": "rejected", "wait": "waiting"}
+
+
+class Trainer:
+    """Runs the cycles of all streams that have a contract, one step at a time."""
+
+    def __init__(self, config: Config, contracts: Mapping[str, Contract], ledger: Ledger) -> None:
+        """Raises BundleError when the signing key cannot be used."""
+        self._config = config
+        self._contracts = contracts
+        self._ledger = ledger
+        self._key = load_or_make_signing_key(config.signing_key, config.public_key)
+        self._store = config.model_store
+        self._loaded: dict[str, Predictor] = {}
+
+    def next_step(self, stream: str) -> bool:
+        """Take the next step of a stream's story; False when it must wait for a window to be sealed.
+
+        Raises LakeUnavailable, BrokerUnavailable (try again), BundleError (a published bundle is gone or altered).
+        """
+        contract = self._contracts[stream]
+        champion = self._ledger.champion(stream) or self._publish_generation_0(contract)
+        with open_lake(self._config) as lake:
+            windows = sealed_windows(lake, stream)
+        challenger = self._ledger.challenger(stream)
+        if challenger is not None:
+            known = {*challenger.windows, *champion.windows, *self._ledger.judged(challenger.run_id)}
+            later = [window for window in windows if window.window > max(known)]
+            if later:
+                self._judge(contract, champion, challenger, windows, later[0])
+            return bool(later)
+        new = [window for window in windows if window.window > max(champion.windows, default=0)]
+        if not new or new[-1].window <= self._ledger.last_tried(stream):
+            return False
+        self._train(contract, champion, new)
+        return True
+
+    def _publish_generation_0(self, contract: Contract) -> Generation:
+        """What the contract alone can give: the champion that every later generation is measured against."""
+        digest = self._generation_0(contract)
+        generation = Generation(
+            stream=contract.stream,
+            version=0,
+            model=f"{contract.stream}@0",
+            digest=digest,
+            bundle=digest,
+            run_id=f"{contract.stream}@0",
+            parent=None,
+            windows=[],
+            rows=0,
+            published_at=datetime.now(UTC),
+        )
+        self._ledger.say([], generation)
+        log.info("%s is published: it knows the contract only", generation.model)
+        return generation
+
+    def _train(self, contract: Contract, champion: Generation, new: Sequence[Window]) -> None:
+        """Make the next challenger from the windows that its champion has not seen, and freeze it."""
+        started = time.monotonic()
+        version = self._ledger.next_version(contract.stream)
+        windows = sorted({*champion.windows, *(window.window for window in new)})
+        run_id = _run_id(contract.stream, version, champion.digest, windows)
+        with open_lake(self._config, at_snapshot=new[-1].snapshot_id) as lake:
+            selection = select(lake, contract, new, contract.training.seed)
+        manifest = Manifest(
+            stream=contract.stream,
+            version=version,
+            parent=champion.model,
+            parent_digest=champion.digest,
+            run_id=run_id,
+            windows=windows,
+            snapshot_id=new[-1].snapshot_id,
+            rows_new=selection.new,
+            rows_replayed=selection.replayed,
+            rows_digest=selection.digest,
+            seed=contract.training.seed,
+            base=contract.training.base_model or self._config.models.base,
+            base_digest=None,
+            made_with=made_with(),
+        )
+        log.info("%s: training on %d new and %d older rows", manifest.model, selection.new, selection.replayed)
+        digest, failure = find_frozen(self._store, run_id), ""
+        if digest is None:
+            try:
+                digest = self._fine_tune(contract, champion, selection, manifest)
+            except TrainingFailed as exc:
+                failure = str(exc)
+        run = Run(
+            run_id=run_id,
+            stream=contract.stream,
+            version=version,
+            parent=champion.model,
+            windows=windows,
+            snapshot_id=new[-1].snapshot_id,
+            rows_new=selection.new,
+            rows_replayed=selection.replayed,
+            seed=contract.training.seed,
+            digest=digest,
+            state="trained" if digest else "failed",
+            reason=failure or "frozen; the next sealed window judges it",
+            seconds=round(time.monotonic() - started, 3),
+            at=datetime.now(UTC),
+        )
+        self._ledger.say([run])
+        log.info("%s: %s after %.1f s: %s", manifest.model, run.state, run.seconds, run.reason)
+
+    def _fine_tune(self, contract: Contract, champion: Generation, selection: Selection, manifest: Manifest) -> str:
+        """Train on the earlier rows, calibrate on the latest, freeze; returns the bundle's digest."""
+        encoder = Encoder.load(base_folder(manifest.base), contract.training.max_tokens)
+        texts, labels = [row.text for row in selection.learn], [row.label for row in selection.learn]
+        classes = self._predictor(champion.bundle).classes
+        tuned = fine_tune(encoder, texts, labels, classes, contract.training, manifest.seed)
+        logits = tuned.logits([row.text for row in selection.calibrate])
+        calibrator = calibrate(logits, indices_of([row.label for row in selection.calibrate], tuned.classes))
+        return freeze(self._store, self._key, contract, manifest, tuned, calibrator)
+
+    def _judge(
+        self, contract: Contract, champion: Generation, challenger: Run, windows: Sequence[Window], now: Window
+    ) -> None:
+        """Score challenger, champion and generation 0 on the next window, and say what the gate makes of it."""
+        judged = [w for w in windows if w.window in self._ledger.judged(challenger.run_id) or w == now]
+        ours = self._score(contract, challenger.digest or "", judged)
+        theirs = self._score(contract, champion.bundle, judged)
+        zero = self._score(contract, self._generation_0(contract), [now])[0]
+        verdict = judge(
+            [their.brier - our.brier for our, their in zip(ours, theirs, strict=True)],
+            self._ledger.trial(challenger),
+            ece_of(ours) - ece_of(theirs),
+            contract.gate,
+        )
+        at, run_id = datetime.now(UTC), challenger.run_id
+        entries = [
+            ours[-1].entry(run_id, "challenger", at, e_value=verdict.e_value, verdict=verdict.verdict),
+            theirs[-1].entry(run_id, "champion", at),
+            zero.entry(run_id, "generation-0", at),
+        ]
+        concluded = msgspec.structs.replace(challenger, state=_STATE[verdict.verdict], reason=verdict.reason, at=at)
+        promoted = _generation(challenger, at) if verdict.verdict == "promote" else None
+        self._ledger.say([*entries, concluded], promoted)
+        log.info("%s is %s, judged on window %d: %s", ours[-1].model, concluded.state, now.window, verdict.reason)
+
+    def _score(self, contract: Contract, bundle: str, windows: Sequence[Window]) -> list[Scored]:
+        """A frozen model on each window, the rows as they were when the window was sealed."""
+        predictor = self._predictor(bundle)
+        scored = []
+        for window in windows:
+            with open_lake(self._config, at_snapshot=window.snapshot_id) as lake:
+                scored.append(score(predictor, window, rows_of(lake, contract, [window])))
+        return scored
+
+    def _generation_0(self, contract: Contract) -> str:
+        """The bundle of generation 0, made if the store does not have it: the contract decides every byte of it."""
+        found = find_frozen(self._store, f"{contract.stream}@0")
+        if found is not None:
+            return found
+        base = contract.training.base_model or self._config.models.base
+        return freeze_generation_0(self._store, self._key, contract, base)
+
+    def _predictor(self, bundle: str) -> Predictor:
+        """A bundle, verified and loaded; the last few are kept."""
+        if bundle not in self._loaded:
+            while len(self._loaded) >= 4:
+                self._loaded.pop(next(iter(self._loaded)))
+            self._loaded[bundle] = Predictor.load(self._store / bundle, self._config)
+        return self._loaded[bundle]
+
+
+def _run_id(stream: str, version: int, parent: str, windows: Sequence[int]) -> str:
+    """The same for the same version, champion and windows: what was begun under it is found again after a crash."""
+    content = f"{stream}@{version}|{parent}|{','.join(map(str, windows))}"
+    return f"{stream}@{version}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+
+
+def _generation(run: Run, at: datetime) -> Generation:
+    digest = run.digest or ""
+    return Generation(
+        stream=run.stream,
+        version=run.version,
+        model=f"{run.stream}@{run.version}",
+        digest=digest,
+        bundle=digest,
+        run_id=run.run_id,
+        parent=run.parent,
+        windows=run.windows,
+        rows=run.rows_new + run.rows_replayed,
+        published_at=at,
+    )
