@@ -27,7 +27,7 @@ import msgspec
 from accrual import metrics
 from accrual.config import Config
 from accrual.contract import MAX_ID_LENGTH, Contract
-from accrual.errors import BrokerUnavailable, ConfigError, Rejected, TopicMismatch, Transient
+from accrual.errors import BrokerUnavailable, Rejected, TopicMismatch, Transient
 from accrual.events import MAX_EVENT_BYTES, DeadLetter, encode, read_outcome, read_prediction
 from accrual.kafka import (
     MAX_JOINED_BYTES,
