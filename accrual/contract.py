@@ -165,13 +165,17 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
         """Tolerance for clocks that are ahead, in microseconds."""
         return _microseconds(self.max_ahead)
 
+    def check_inputs(self, raw: bytes | msgspec.Raw) -> None:
+        """Raises Rejected("invalid_inputs") unless they are what the contract says."""
+        _decode(self._inputs_decoder, raw, "invalid_inputs", "inputs")
+
     def decode_inputs(self, raw: bytes | msgspec.Raw) -> dict[str, Any]:
         """Inputs as a dictionary of the contract's fields. Raises Rejected("invalid_inputs")."""
-        return _decode(self._inputs_decoder, raw, "invalid_inputs", "inputs")
+        return msgspec.structs.asdict(_decode(self._inputs_decoder, raw, "invalid_inputs", "inputs"))
 
     def decode_values(self, raw: bytes | msgspec.Raw) -> dict[str, Any]:
         """An outcome's values, checked. Raises Rejected("invalid_values")."""
-        return _decode(self._values_decoder, raw, "invalid_values", "values")
+        return msgspec.structs.asdict(_decode(self._values_decoder, raw, "invalid_values", "values"))
 
     def label_of(self, values: Mapping[str, Any]) -> str:
         """The label that checked values stand for. Raises Rejected("invalid_values") for one outside the contract."""
@@ -317,12 +321,12 @@ def _decoder(name: str, fields: Mapping[str, Field]) -> msgspec.json.Decoder[Any
     return msgspec.json.Decoder(struct)
 
 
-def _decode(decoder: msgspec.json.Decoder[Any], raw: bytes | msgspec.Raw, reason: str, where: str) -> dict[str, Any]:
+def _decode(decoder: msgspec.json.Decoder[Any], raw: bytes | msgspec.Raw, reason: str, where: str) -> Any:
+    """An instance of the decoder's struct. Raises Rejected with `reason`."""
     try:
-        checked = decoder.decode(raw)
+        return decoder.decode(raw)
     except msgspec.DecodeError as exc:
         raise Rejected(reason, f"{where}: {exc}") from exc
-    return {name: getattr(checked, name) for name in checked.__struct_fields__}
 
 
 def _as_text(value: Any) -> str:

@@ -127,7 +127,14 @@ def producer(config: Config, **properties: str | int | float | Callable[..., Non
 
 def transactional_producer(config: Config, transactional_id: str, **properties: str | int | float) -> Producer:
     """A producer whose records commit in transactions; the caller calls `init_transactions` (it fences older ones)."""
-    return producer(config, **{"transactional.id": transactional_id, "transaction.timeout.ms": 60_000, **properties})
+    defaults: dict[str, str | int] = {
+        "transactional.id": transactional_id,
+        "transaction.timeout.ms": 60_000,
+        # When all brokers are away at once the client's default is to forget them and start from the bootstrap servers.
+        # It then waits for the forgotten group coordinator for ever (docs/decisions/0008).
+        "metadata.recovery.strategy": "none",
+    }
+    return producer(config, **{**defaults, **properties})
 
 
 def consumer(config: Config, group: str, **properties: str | int | float | bool | Callable[..., None]) -> Consumer:

@@ -28,7 +28,7 @@ from accrual import metrics
 from accrual.config import Config
 from accrual.contract import MAX_ID_LENGTH, Contract
 from accrual.errors import BrokerUnavailable, Rejected, TopicMismatch, Transient
-from accrual.events import MAX_EVENT_BYTES, DeadLetter, encode, read_outcome, read_prediction
+from accrual.events import MAX_EVENT_BYTES, DeadLetter, Outcome, encode, read_outcome, read_prediction
 from accrual.kafka import (
     MAX_JOINED_BYTES,
     OFFSET_BEGINNING,
@@ -45,8 +45,9 @@ from accrual.kafka import (
     transactional_producer,
 )
 from streams.join import Entry
-from streams.partition import TIMERS_PER_TURN, Arrival, Drained, Partition, Turn
-from streams.state import State, StateBroken, entry_key, recover
+from streams.partition import TIMERS_PER_TURN, Arrival, Arrivals, Drained, Partition, Turn
+from streams.recovery import recover
+from streams.state import State, StateBroken, entry_key
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,8 @@ BATCH = 20_000
 PATIENCE_S = 0.2
 REQUEST_S = 30.0
 LONGEST_PAUSE_S = 10.0
+
+_NOTHING = Arrivals()
 
 Phase = Literal["starting", "recovering", "running", "waiting", "stopped"]
 
@@ -198,10 +201,9 @@ class _Session:
         arrivals, rejected, offsets = self._read(messages)
         turns = {}
         for number, partition in self._partitions.items():
-            turn = partition.turn(
-                arrivals.get(number, ()), Drained(*((topic, number) in self._drained for topic in self._inputs))
-            )
-            if turn.records or turn.fired:
+            came = arrivals.get(number, _NOTHING)
+            turn = partition.turn(came, Drained(*((topic, number) in self._drained for topic in self._inputs)))
+            if came or turn.fired:
                 turns[number] = turn
         # More timers are due than one turn takes: the next one does not wait for events.
         self._patience = 0.0 if any(len(t.fired) >= TIMERS_PER_TURN for t in turns.values()) else PATIENCE_S
@@ -212,9 +214,9 @@ class _Session:
 
     def _read(
         self, messages: Iterable[Message]
-    ) -> tuple[dict[int, list[Arrival]], list[DeadLetter], dict[tuple[str, int], int]]:
+    ) -> tuple[dict[int, Arrivals], list[DeadLetter], dict[tuple[str, int], int]]:
         """Valid events by partition, dead letters of the others, and the offsets that are then done."""
-        arrivals: dict[int, list[Arrival]] = {}
+        arrivals: dict[int, Arrivals] = {}
         rejected: list[DeadLetter] = []
         offsets: dict[tuple[str, int], int] = {}
         for message in messages:
@@ -233,14 +235,16 @@ class _Session:
             self._drained.discard(place)
             is_outcome = topic == self._topics.outcomes
             key, value = message.key(), message.value()
+            read = read_outcome if is_outcome else read_prediction
             try:
-                read = read_outcome if is_outcome else read_prediction
                 event = read(value, key, message.timestamp()[1], self._contracts)
             except Rejected as rejection:
                 rejected.append(_dead_letter(rejection, topic, number, offset, key, value))
-            else:
-                arrival = Arrival(entry_key(event.stream, event.prediction_id), is_outcome, offset, event, value or b"")
-                arrivals.setdefault(number, []).append(arrival)
+                continue
+            if number not in arrivals:
+                arrivals[number] = Arrivals()
+            some = arrivals[number].outcomes if is_outcome else arrivals[number].predictions
+            some.append(Arrival(entry_key(event.stream, event.prediction_id), offset, event, value or b""))
         return arrivals, rejected, offsets
 
     def _commit(
@@ -257,7 +261,7 @@ class _Session:
             for letter in turn.letters:
                 self._produce(self._topics.dead_letters, 0, letter.key, encode(letter))
             for home, stray in turn.strays:
-                topic = self._topics.outcomes if stray.is_outcome else self._topics.predictions
+                topic = self._topics.outcomes if isinstance(stray.event, Outcome) else self._topics.predictions
                 self._produce(topic, home, stray.event.prediction_id.encode(), stray.record)
             for position, (key, value) in enumerate(turn.records, 1 - len(turn.records)):
                 self._produce(self._topics.changelog, number, key, value, None if position else self._stands_at)

@@ -10,33 +10,42 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from operator import itemgetter
-from typing import NamedTuple
 
 import msgspec
 
 from accrual.contract import Contract
 from accrual.events import DeadLetter, Outcome, Prediction, encode, microseconds
-from accrual.kafka import TopicNames, partition_of
+from accrual.kafka import TopicNames
 from streams.join import Entry, Progress, Step, advance, apply_outcome, apply_prediction, due, on_time, pack
-from streams.state import Record, State, entry_key, progress_key, split_entry_key, timed_id, timer_key
+from streams.routing import partitions_of
+from streams.state import Record, State, Timer, entry_key, progress_key, split_entry_key
 
 TIMERS_PER_TURN = 20_000
 
 Entries = dict[bytes, Entry | None]
 
 
-class Arrival(NamedTuple):
+class Arrival(msgspec.Struct, frozen=True, gc=False):
     """A valid event with its place in its topic and its original bytes; `key` is its entry's."""
 
     key: bytes
-    is_outcome: bool
     offset: int
     event: Prediction | Outcome
     record: bytes
 
 
-class Drained(NamedTuple):
+@dataclass(slots=True)
+class Arrivals:
+    """The valid events of one batch and partition, of each topic in the order of their offsets."""
+
+    predictions: list[Arrival] = field(default_factory=list)
+    outcomes: list[Arrival] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.predictions or self.outcomes)
+
+
+class Drained(msgspec.Struct, frozen=True):
     """Which of a partition's two topics have nothing more to read at the moment."""
 
     predictions: bool = False
@@ -48,14 +57,16 @@ class Turn:
     """What one batch of one partition led to.
 
     `records` are for the changelog and the state; `rows` for ground truth, by the prediction's key; `strays` belong
-    into another partition of their topic, by its number; `counts`: what became of the events.
+    into another partition of their topic, by its number; `counts`: what became of the events. `soonest`, `timers` and
+    `fired` are for the state: see `State.save`.
     """
 
     records: list[Record] = field(default_factory=list)
     rows: list[tuple[bytes, bytes]] = field(default_factory=list)
     letters: list[DeadLetter] = field(default_factory=list)
     strays: list[tuple[int, Arrival]] = field(default_factory=list)
-    timers: list[bytes] = field(default_factory=list)
+    soonest: dict[str, int] = field(default_factory=dict)
+    timers: list[Timer] = field(default_factory=list)
     fired: list[bytes] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -73,13 +84,18 @@ class Partition:
         self._contracts = contracts
         self._topics = topics
 
-    def turn(self, arrivals: Sequence[Arrival], drained: Drained) -> Turn:
+    def turn(self, arrivals: Arrivals, drained: Drained) -> Turn:
         """Join a batch and let event time pass. Raises StateBroken."""
         turn = Turn()
-        before = self.state.entries(sorted({arrival.key for arrival in arrivals}))
+        both = [*arrivals.predictions, *arrivals.outcomes]
+        before = self.state.entries({arrival.key for arrival in both})
         entries = dict(before)
-        newest = self._join(turn, entries, arrivals)
-        progress = self._advance(newest, drained)
+        strays = self._find_strays(before, both)
+        # Predictions go before outcomes of the same batch: fewer must wait.
+        times = {}
+        for topic, some in (("predictions", arrivals.predictions), ("outcomes", arrivals.outcomes)):
+            times[topic] = self._join(turn, entries, some, strays)
+        progress = self._advance(turn, times, drained)
         self._fire(turn, before, entries, progress)
         self._remember(turn, before, entries)
         if arrivals or turn.fired:
@@ -92,46 +108,61 @@ class Partition:
 
     def save(self, turn: Turn) -> None:
         """The turn is committed, and the changelog ends at `stands_at`. Raises StateBroken."""
-        self.state.save(turn.records, turn.timers, turn.fired, self.stands_at)
+        self.state.save(turn.records, self.stands_at, turn.soonest, turn.timers, turn.fired)
 
     def known(self, prediction_id: str) -> dict[str, Entry]:
         """What is known of one prediction id, by stream."""
         keys = {entry_key(stream, prediction_id): stream for stream in self._contracts}
-        found = self.state.entries(sorted(keys))
+        found = self.state.entries(keys)
         return {keys[key]: entry for key, entry in found.items() if entry is not None}
 
-    def _join(self, turn: Turn, entries: Entries, arrivals: Sequence[Arrival]) -> dict[tuple[str, bool], datetime]:
-        """Apply the events; returns the latest event time of each stream and topic.
+    def _find_strays(self, before: Entries, arrivals: Sequence[Arrival]) -> dict[bytes, int]:
+        """Keys of which nothing is known here and that belong elsewhere, with the number of their home partition."""
+        new = {arrival.key: arrival.event.prediction_id for arrival in arrivals if before[arrival.key] is None}
+        homes = partitions_of([prediction_id.encode() for prediction_id in new.values()], self._partitions)
+        return {key: home for key, home in zip(new, homes, strict=True) if home != self._number}
 
-        Predictions go before outcomes of the same batch: fewer must wait.
-        """
-        newest: dict[tuple[str, bool], datetime] = {}
-        for arrival in sorted(arrivals, key=itemgetter(0, 1, 2)):
-            key, is_outcome, offset, event, record = arrival
-            entry, contract = entries[key], self._contracts[event.stream]
-            if entry is None and (home := partition_of(event.prediction_id.encode(), self._partitions)) != self._number:
-                turn.strays.append((home, arrival))
+    def _join(
+        self, turn: Turn, entries: Entries, arrivals: Sequence[Arrival], strays: Mapping[bytes, int]
+    ) -> dict[str, tuple[datetime, datetime]]:
+        """Apply the events of one topic; returns the earliest and the latest event time of each stream."""
+        times: dict[str, tuple[datetime, datetime]] = {}
+        for arrival in arrivals:
+            key, event = arrival.key, arrival.event
+            if key in strays:
+                turn.strays.append((strays[key], arrival))
                 continue
+            stream = event.stream
+            contract = self._contracts[stream]
             if isinstance(event, Prediction):
                 moment = event.predicted_at
-                watermark = self.state.progress.get(event.stream, Progress()).watermark
-                step = apply_prediction(entry, contract, event, offset, record, watermark)
+                progress = self.state.progress.get(stream)
+                watermark = 0 if progress is None else progress.watermark
+                step = apply_prediction(entries[key], contract, event, arrival.offset, arrival.record, watermark)
             else:
                 moment = event.observed_at
-                step = apply_outcome(entry, contract, event, offset, record)
-            self._emit(turn, entries, key, event.prediction_id, event.stream, step)
-            seen = newest.get((event.stream, is_outcome))
-            if seen is None or seen < moment:
-                newest[event.stream, is_outcome] = moment
-        return newest
+                step = apply_outcome(entries[key], contract, event, arrival.offset, arrival.record)
+            self._emit(turn, entries, key, event.prediction_id, stream, step)
+            known = times.get(stream)
+            if known is None:
+                times[stream] = (moment, moment)
+            elif moment > known[1]:
+                times[stream] = (known[0], moment)
+            elif moment < known[0]:
+                times[stream] = (moment, known[1])
+        return times
 
-    def _advance(self, newest: Mapping[tuple[str, bool], datetime], drained: Drained) -> dict[str, Progress]:
+    def _advance(
+        self, turn: Turn, times: Mapping[str, Mapping[str, tuple[datetime, datetime]]], drained: Drained
+    ) -> dict[str, Progress]:
         progress = dict(self.state.progress)
-        for (stream, is_outcome), moment in newest.items():
-            now = progress.get(stream, Progress())
-            topic = "outcomes" if is_outcome else "predictions"
-            reached = max(getattr(now, topic), microseconds(moment))
-            progress[stream] = msgspec.structs.replace(now, **{topic: reached})
+        for topic, by_stream in times.items():
+            for stream, (earliest, latest) in by_stream.items():
+                now = progress.get(stream, Progress())
+                reached = max(getattr(now, topic), microseconds(latest))
+                progress[stream] = msgspec.structs.replace(now, **{topic: reached})
+                soonest = microseconds(earliest) + self._contracts[stream].horizon_us
+                turn.soonest[stream] = min(soonest, turn.soonest.get(stream, soonest))
         return {
             stream: advance(
                 now,
@@ -146,46 +177,40 @@ class Partition:
     def _fire(self, turn: Turn, before: Entries, entries: Entries, progress: Mapping[str, Progress]) -> None:
         """Let the watermarks do their work: entries whose timers are due, as far as one turn may go."""
         for stream, now in progress.items():
-            fired = self.state.timers(stream, now.watermark, TIMERS_PER_TURN - len(turn.fired))
-            if not fired:
-                continue
-            ids = {
-                entry_key(stream, prediction_id): prediction_id
-                for prediction_id in {timed_id(k, stream) for k in fired}
-            }
-            found = self.state.entries(sorted(ids.keys() - entries.keys()))
-            before.update(found)
-            entries.update(found)
+            found = self.state.due(stream, now.watermark, TIMERS_PER_TURN)
+            turn.fired += found.keys
+            turn.timers += found.later
+            ids = {entry_key(stream, prediction_id): prediction_id for prediction_id in found.ids}
+            more = self.state.entries(ids.keys() - entries.keys())
+            before.update(more)
+            entries.update(more)
+            contract = self._contracts[stream]
             for key, prediction_id in ids.items():
                 entry = entries[key]
-                if entry is not None:  # else it was forgotten, and this timer is a leftover
-                    contract = self._contracts[stream]
-                    self._emit(
-                        turn,
-                        entries,
-                        key,
-                        prediction_id,
-                        stream,
-                        on_time(entry, contract, prediction_id, now.watermark),
-                    )
-                    kept = entries[key]
-                    if kept is not None:
-                        turn.timers.append(timer_key(stream, due(kept, contract), prediction_id))
-            turn.fired += fired
+                if entry is None:
+                    continue  # it was forgotten, and this timer is a leftover
+                step = on_time(entry, contract, prediction_id, now.watermark)
+                self._emit(turn, entries, key, prediction_id, stream, step)
+                if step.entry is not None:
+                    turn.timers.append((stream, due(step.entry, contract), prediction_id))
 
     def _remember(self, turn: Turn, before: Entries, entries: Entries) -> None:
-        """Records of what changed, and timers of what is due earlier than it was."""
+        """Records of what changed, and timers of what was known and is due earlier than it was."""
+        records, timers = turn.records, turn.timers
         for key, entry in entries.items():
             old = before[key]
             if entry is old:
                 continue
-            turn.records.append((key, None if entry is None else pack(entry)))
-            if entry is not None:
+            if entry is None:
+                records.append((key, None))
+                continue
+            records.append((key, pack(entry)))
+            if old is not None:
                 stream, prediction_id = split_entry_key(key)
                 contract = self._contracts[stream]
                 when = due(entry, contract)
-                if old is None or when < due(old, contract):
-                    turn.timers.append(timer_key(stream, when, prediction_id))
+                if when < due(old, contract):
+                    timers.append((stream, when, prediction_id))
 
     def _emit(self, turn: Turn, entries: Entries, key: bytes, prediction_id: str, stream: str, step: Step) -> None:
         entries[key] = step.entry

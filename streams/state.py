@@ -1,15 +1,21 @@
 """What the join remembers of one partition: a RocksDB database that is a cache of the changelog topic's partition.
 
-The truth is the compacted changelog. After each Kafka transaction the database gets one batch: the records that went to
-the changelog, the timers, and the position in the changelog that they stand for. All are in one column family and the
-write-ahead log is off: what a crash takes from memory, it takes from the end, batch by batch, position included. So
-the database is always what the changelog was at its position, and replaying from there makes it current.
+The truth is the compacted changelog. After each Kafka transaction the records that went to the changelog are put into
+memory: two generations, a younger and an older one. When the younger one is full, what the older one holds (and the
+younger does not, because it is newer there) goes to the database in one sorted batch, with the position in the
+changelog that it stands for; then the younger becomes the older. So what is joined soon after it was predicted is
+written once, and the database trails the changelog by at most two generations.
+
+All keys are in one column family and the write-ahead log is off: what a crash takes from the database, it takes from
+the end, batch by batch, position included. So the database is always what the changelog was at its position, but for
+keys that a later record replaces, and replaying from there makes it current.
 
 Keys, in the database and (but for timers and the cache's own record) in the changelog:
 
     e <stream> / <prediction_id>            → Entry
     p <stream>                              → Progress
-    t <stream> NUL <due, 8 bytes> <id>      → nothing: when `on_time` has something to do; may be early, never late
+    t <stream> NUL <due, 8 bytes> <flush>   → when `on_time` has something to do for some ids, none before `due`;
+                                              may be early, never late
     cache                                   → Position
 """
 
@@ -17,30 +23,32 @@ from __future__ import annotations
 
 import logging
 import shutil
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
 import msgspec
-from rocksdict import BlockBasedOptions, Cache, Options, Rdict, WriteBatch, WriteOptions
+from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, WriteBatch, WriteOptions
 
-from accrual.config import Config
 from accrual.contract import Contract
-from accrual.errors import BrokerUnavailable, Transient
-from accrual.kafka import KafkaError, KafkaException, TopicNames, TopicPartition, consumer
+from accrual.errors import Transient
 from streams.join import Entry, Progress, due, pack, unpack_entry, unpack_progress
 
 log = logging.getLogger(__name__)
 
 ENTRY, PROGRESS, TIMER, CACHE = b"e", b"p", b"t", b"cache"
 MAX_AGE_S = 12 * 3600  # compaction drops a tombstone after delete.retention.ms (24 h): an older cache may miss one
-
+YOUNGER_KEYS = 50_000  # a generation's, unless told otherwise: about 25 MB
+CHUNK_IDS = 512  # of one timer
+_FLUSH_AFTER_S = 300.0
 _LAST = 2**63 - 1
 
 Record = tuple[bytes, bytes | None]
+Timer = tuple[str, int, str]  # stream, due, prediction id
 
 
 class StateBroken(Transient):
@@ -48,15 +56,37 @@ class StateBroken(Transient):
 
 
 class Position(msgspec.Struct, frozen=True, array_like=True):
-    """What the database stands for: the changelog `topic_id` up to `offset`, timers by `timing`, as of `saved_at`."""
+    """What the database stands for: the changelog `topic_id` up to `offset`, timers by `timing`, as of `saved_at`.
+
+    `flushes` counts the batches, so that no two timers have the same key.
+    """
 
     topic_id: str
     timing: str
     offset: int
     saved_at: float
+    flushes: int
+
+
+class Due(msgspec.Struct, gc=False):
+    """Timers that are due: their `keys`, the `ids` they were set for, and what of them is for `later`."""
+
+    keys: list[bytes]
+    ids: list[str]
+    later: list[Timer]
+
+
+class _Generation:
+    """Records of a stretch of the changelog that ends at `offset`; `sealed_at` is when it ended, by the clock."""
+
+    def __init__(self) -> None:
+        self.records: dict[bytes, bytes | None] = {}
+        self.offset = 0
+        self.sealed_at = 0.0
 
 
 _decode_position = msgspec.msgpack.Decoder(Position).decode
+_decode_chunk = msgspec.msgpack.Decoder(list[tuple[int, str]]).decode
 
 
 def entry_key(stream: str, prediction_id: str) -> bytes:
@@ -69,26 +99,21 @@ def progress_key(stream: str) -> bytes:
     return f"p{stream}".encode()
 
 
-def timer_key(stream: str, when: int, prediction_id: str) -> bytes:
-    """The key of a timer; keys of one stream sort by time."""
-    return b"t%b\0%b%b" % (stream.encode(), min(max(when, 0), _LAST).to_bytes(8, "big"), prediction_id.encode())
-
-
 def split_entry_key(key: bytes) -> tuple[str, str]:
     """Stream and prediction id of an entry's key."""
     stream, _, prediction_id = key[1:].decode().partition("/")
     return stream, prediction_id
 
 
-def timed_id(key: bytes, stream: str) -> str:
-    """The prediction id in a timer's key."""
-    return key[len(stream) + 10 :].decode()
-
-
 class State:
-    """One partition's state. One thread at a time; `close` flushes it to disk."""
+    """One partition's state. One thread at a time; `close` flushes it to disk.
 
-    def __init__(self, path: Path, topic_id: str, contracts: Mapping[str, Contract]) -> None:
+    `progress` and `offset` are those of the changelog as far as it was saved or replayed.
+    """
+
+    def __init__(
+        self, path: Path, topic_id: str, contracts: Mapping[str, Contract], younger_keys: int = YOUNGER_KEYS
+    ) -> None:
         """Open the cache at `path`, or make it anew (`offset` is then 0) when it cannot be trusted.
 
         It is dropped when it does not open, belongs to another topic, is too old, or has timers by other horizons.
@@ -98,10 +123,11 @@ class State:
         self._contracts = contracts
         self._topic_id = topic_id
         self._timing = str(sorted((s, c.horizon_us, c.disorder_us, c.remember_us) for s, c in contracts.items()))
+        self._younger_keys = younger_keys
         self._unlogged = WriteOptions()
         setattr(self._unlogged, "disable_wal", True)  # noqa: B010 - an attribute, whatever rocksdict's types say
         self._path = path
-        self._broken = False
+        self._forget_memory()
         try:
             self._db = _open(path)
         except Exception as exc:  # noqa: BLE001 - rocksdict raises nothing more particular
@@ -113,50 +139,93 @@ class State:
             log.info("%s: %s: rebuilt from the changelog", path, stale)
             self.rebuild()
 
-    def entries(self, keys: Sequence[bytes]) -> dict[bytes, Entry | None]:
-        """The entries of these keys; fastest when sorted."""
+    def entries(self, keys: Iterable[bytes]) -> dict[bytes, Entry | None]:
+        """The entries of these keys."""
+        found: dict[bytes, Entry | None] = {}
+        elsewhere: list[bytes] = []
+        younger, older = self._younger.records, self._older.records
+        for key in keys:
+            if key in younger:
+                value = younger[key]
+            elif key in older:
+                value = older[key]
+            else:
+                elsewhere.append(key)
+                continue
+            found[key] = None if value is None else unpack_entry(value)
+        elsewhere.sort()  # neighbours share blocks
         with self._engine():
-            values = cast(list[bytes | None], self._db.get(list(keys)))
-        return {key: None if value is None else unpack_entry(value) for key, value in zip(keys, values, strict=True)}
+            values = cast(list[bytes | None], self._db.get(elsewhere)) if elsewhere else []
+        for key, value in zip(elsewhere, values, strict=True):
+            if value is None:
+                found[key] = None
+            else:
+                found[key] = unpack_entry(value)
+                self._timed.add(key)
+        return found
 
-    def timers(self, stream: str, watermark: int, limit: int) -> list[bytes]:
-        """At most `limit` keys of timers that are due, earliest first."""
+    def due(self, stream: str, watermark: int, limit: int) -> Due:
+        """Timers that are due, earliest first, until they are for `limit` ids. What is in memory is written before."""
+        if self._soonest.get(stream, _LAST) <= watermark:
+            self.flush()
         prefix = b"t%b\0" % stream.encode()
-        end = prefix + min(watermark, _LAST).to_bytes(8, "big") + b"\xff"
-        found: list[bytes] = []
+        end = prefix + _sortable(watermark) + b"\xff"
+        found = Due([], [], [])
         with self._engine():
             timers = self._db.iter()
             timers.seek(prefix)
-            while timers.valid() and (key := timers.key()) <= end and len(found) < limit:
-                found.append(key)
+            while timers.valid() and (key := timers.key()) <= end and len(found.ids) < limit:
+                value = timers.value()
                 timers.next()
+                if key in self._fired:
+                    continue
+                chunk = _decode_chunk(value)
+                split = bisect_right(chunk, watermark, key=lambda timer: timer[0])
+                found.keys.append(key)
+                found.ids += [prediction_id for _, prediction_id in chunk[:split]]
+                found.later += [(stream, when, prediction_id) for when, prediction_id in chunk[split:]]
         return found
 
-    def save(self, records: Iterable[Record], timers: Iterable[bytes], fired: Iterable[bytes], offset: int) -> None:
-        """Take over what the changelog holds up to `offset`, with the timers that were set and those that fired."""
-        batch = WriteBatch(raw_mode=True)
-        for key in fired:
-            batch.delete(key)
+    def save(
+        self,
+        records: Sequence[Record],
+        offset: int,
+        soonest: Mapping[str, int],
+        timers: Sequence[Timer] = (),
+        fired: Iterable[bytes] = (),
+    ) -> None:
+        """Take over what went to the changelog, which now ends at `offset`.
+
+        New entries get a timer by themselves, when they are written; none of them is due before `soonest` of its
+        stream. `timers` are set besides: of entries that were known and are due earlier, or whose timer `fired`.
+        """
+        self._younger.records.update(records)
+        self._timers += timers
+        self._fired.update(fired)
+        for stream, when in soonest.items():
+            self._soonest[stream] = min(when, self._soonest.get(stream, _LAST))
+        for stream, when, prediction_id in timers:
+            self._soonest[stream] = min(when, self._soonest.get(stream, _LAST))
+            self._timed.add(entry_key(stream, prediction_id))
         for key, value in records:
             if value is None:
-                batch.delete(key)
-            else:
-                batch.put(key, value)
-                if key.startswith(PROGRESS):
-                    self.progress[key[1:].decode()] = unpack_progress(value)
-        for key in timers:
-            batch.put(key, b"")
-        batch.put(CACHE, pack(Position(self._topic_id, self._timing, offset, time.time())))
-        with self._engine():
-            self._db.write(batch, self._unlogged)
-        self.offset = offset
-
-    def replay(self, records: Sequence[Record], offset: int) -> None:
-        """Take over records read back from the changelog, in order; their timers follow from them."""
-        self.save(records, self._timers_of(records), (), offset)
-        for key, value in records:
-            if key.startswith(PROGRESS) and value is not None:
+                self._timed.discard(key)  # an entry that comes anew may be due before the timer of the one that is gone
+            elif key.startswith(PROGRESS):
                 self.progress[key[1:].decode()] = unpack_progress(value)
+        self.offset = offset
+        if time.monotonic() - self._flushed_at > _FLUSH_AFTER_S:
+            self.flush()
+        elif len(self._younger.records) >= self._younger_keys:
+            self._age()
+
+    def flush(self) -> None:
+        """Write everything in memory to the database (which keeps it in its own memory for a while)."""
+        self._older.records |= self._younger.records
+        self._older.offset, self._older.sealed_at = self.offset, time.time()
+        self._younger = _Generation()
+        self._write_older()
+        self._soonest.clear()
+        self._timed.clear()
 
     def rebuild(self) -> None:
         """Forget everything: the changelog is to be replayed from its beginning."""
@@ -166,11 +235,47 @@ class State:
     def close(self) -> None:
         """Write everything to disk and close; a broken cache is removed."""
         if not self._broken:
+            self.flush()
             with self._engine():
                 self._db.flush()
         self._db.close()
         if self._broken:
             shutil.rmtree(self._path, ignore_errors=True)
+
+    def _age(self) -> None:
+        """The older generation goes to the database, the younger one becomes the older."""
+        self._write_older()
+        self._older, self._younger = self._younger, _Generation()
+        self._older.offset, self._older.sealed_at = self.offset, time.time()
+        self._timed &= self._older.records.keys()
+
+    def _write_older(self) -> None:
+        """One batch: the older generation less what is newer in memory, all timers, and the position it stands for."""
+        younger, records = self._younger.records, self._older.records
+        self._flushes += 1
+        batch = WriteBatch(raw_mode=True)
+        for key in self._fired:
+            batch.delete(key)
+        new: list[Timer] = []
+        for key in sorted(records.keys() - younger.keys()):
+            value = records[key]
+            if value is None:
+                batch.delete(key)
+                continue
+            batch.put(key, value)
+            if key.startswith(ENTRY) and key not in self._timed:
+                stream, prediction_id = split_entry_key(key)
+                if stream in self._contracts:
+                    new.append((stream, due(unpack_entry(value), self._contracts[stream]), prediction_id))
+        for key, chunk in _chunks([*new, *self._timers], self._flushes):
+            batch.put(key, chunk)
+        position = Position(self._topic_id, self._timing, self._older.offset, self._older.sealed_at, self._flushes)
+        batch.put(CACHE, pack(position))
+        with self._engine():
+            self._db.write(batch, self._unlogged)
+        self._older = _Generation()
+        self._timers, self._fired = [], set()
+        self._flushed_at = time.monotonic()
 
     @contextmanager
     def _engine(self) -> Iterator[None]:
@@ -179,13 +284,6 @@ class State:
         except Exception as exc:
             self._broken = True
             raise StateBroken(f"{self._path}: {exc}; it will be rebuilt from the changelog") from exc
-
-    def _timers_of(self, records: Iterable[Record]) -> Iterator[bytes]:
-        for key, value in records:
-            if key.startswith(ENTRY) and value is not None:
-                stream, prediction_id = split_entry_key(key)
-                if stream in self._contracts:
-                    yield timer_key(stream, due(unpack_entry(value), self._contracts[stream]), prediction_id)
 
     def _load(self) -> str | None:
         """Read position and progress. Returns why the cache must not be used, if so."""
@@ -201,63 +299,52 @@ class State:
             return "it belongs to another changelog"
         if position.timing != self._timing:
             return "horizon, disorder or remember has changed"
-        if time.time() - position.saved_at > MAX_AGE_S:
-            return f"it is older than {MAX_AGE_S // 3600} h"
-        self.offset = position.offset
+        if not 0 <= time.time() - position.saved_at <= MAX_AGE_S:
+            return f"it is older than {MAX_AGE_S // 3600} h, or the clock has gone back"
+        self.offset = self._older.offset = position.offset
+        self._older.sealed_at = position.saved_at
+        self._flushes = position.flushes
         self.progress = {s: unpack_progress(value) for s, value in progress.items() if value is not None}
         return None
 
     def _make_anew(self) -> None:
         shutil.rmtree(self._path, ignore_errors=True)
         self._db = _open(self._path)
+        self._forget_memory()
+
+    def _forget_memory(self) -> None:
         self.offset, self.progress, self._broken = 0, {}, False
+        self._younger, self._older = _Generation(), _Generation()
+        self._flushes, self._flushed_at = 0, time.monotonic()
+        self._timers: list[Timer] = []  # to be set with the next batch
+        self._fired: set[bytes] = set()  # keys of timers to be removed with it
+        self._soonest: dict[str, int] = {}  # nothing in memory is due before, by stream
+        self._timed: set[bytes] = set()  # keys in memory that have a timer in the database or in `_timers`
 
 
-def recover(
-    config: Config, states: Mapping[int, State], stopping: threading.Event, alive: Callable[[], None] = lambda: None
-) -> None:
-    """Replay the changelog into the states of these partitions until each is current, or `stopping` is set.
+def _chunks(timers: list[Timer], flush: int) -> Iterator[tuple[bytes, bytes]]:
+    """Timers as records of up to CHUNK_IDS ids of one stream, each keyed by the earliest."""
+    by_stream: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
+    for stream, when, prediction_id in timers:
+        by_stream[stream].append((when, prediction_id))
+    for stream, some in by_stream.items():
+        some.sort()
+        for number, first in enumerate(range(0, len(some), CHUNK_IDS)):
+            chunk = some[first : first + CHUNK_IDS]
+            yield (
+                b"t%b\0%b%b%b"
+                % (
+                    stream.encode(),
+                    _sortable(chunk[0][0]),
+                    flush.to_bytes(8, "big"),
+                    number.to_bytes(4, "big"),
+                ),
+                pack(chunk),
+            )
 
-    `alive` is called now and then: it may take minutes.
 
-    A transaction that a former owner of a partition left open is waited for: the broker ends it after its timeout, and
-    until then nobody knows whether it counts. Raises BrokerUnavailable, KafkaException and StateBroken.
-    """
-    topic = TopicNames(config.topics.prefix).changelog
-    group = f"{config.topics.prefix}.join-recovery"
-    ends: dict[int, int] = {}
-    with closing(consumer(config, group, **{"isolation.level": "read_uncommitted"})) as everything:
-        for partition, state in states.items():
-            bounds = everything.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)
-            if bounds is None:
-                raise BrokerUnavailable(f"the ends of {topic} [{partition}] cannot be read")
-            first, ends[partition] = bounds
-            if state.offset and not first <= state.offset <= ends[partition]:
-                log.warning("%s [%d] ends before the local cache: rebuilt from it", topic, partition)
-                state.rebuild()
-    behind = {partition for partition, state in states.items() if state.offset < ends[partition]}
-    replayed = 0
-    with closing(consumer(config, group, **{"enable.partition.eof": True})) as committed:
-        committed.assign([TopicPartition(topic, partition, states[partition].offset) for partition in behind])
-        while behind and not stopping.is_set():
-            alive()
-            records: dict[int, list[Record]] = {}
-            offsets: dict[int, int] = {}
-            for message in committed.consume(10_000, 0.2):
-                error, partition, offset = message.error(), cast(int, message.partition()), cast(int, message.offset())
-                if error is None:
-                    records.setdefault(partition, []).append((cast(bytes, message.key()), message.value()))
-                    offsets[partition] = offset + 1
-                elif error.code() != KafkaError._PARTITION_EOF:
-                    raise KafkaException(error)
-                elif offset >= ends[partition]:
-                    behind.discard(partition)
-                else:
-                    log.info("%s [%d]: waiting for a transaction that another worker left open", topic, partition)
-            for partition, some in records.items():
-                states[partition].replay(some, offsets[partition])
-                replayed += len(some)
-    log.info("state of partitions %s is current (%d records replayed)", sorted(states), replayed)
+def _sortable(when: int) -> bytes:
+    return min(max(when, 0), _LAST).to_bytes(8, "big")
 
 
 def _open(path: Path) -> Rdict:
@@ -271,5 +358,6 @@ def _open(path: Path) -> Rdict:
     options.set_write_buffer_size(32 << 20)
     options.set_memtable_whole_key_filtering(True)
     options.set_memtable_prefix_bloom_ratio(0.1)
+    options.set_compression_type(DBCompressionType.lz4())
     options.set_keep_log_file_num(2)
     return Rdict(str(path), options)

@@ -138,5 +138,5 @@ def test_extra_inputs_ride_along_and_optional_ones_may_be_null(credit: Contract)
 def test_a_template_says_when_a_value_is_missing(credit: Contract) -> None:
     text = credit.render({"amount": 7500.0, "grade": "B", "title": ""})
     assert "grade B" in text
-    assert "7500 dollars for unknown: unknown." in text
+    assert "7500 for unknown, income unknown" in text
     assert "{" not in text

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from accrual.config import Config, Kafka, Topics
 from accrual.contract import Contract
 from accrual.kafka import Producer, TopicNames, create_topics, delete_topics, topic_id, transactional_producer
 from streams.join import Entry, Progress, Said, pack
-from streams.state import State, entry_key, progress_key, recover, timed_id, timer_key
+from streams.recovery import recover
+from streams.state import State, Timer, entry_key, progress_key
 
 CONTRACT = msgspec.convert(
     {
@@ -28,6 +33,7 @@ CONTRACT = msgspec.convert(
     Contract,
 )
 CONTRACTS = {"toy": CONTRACT}
+HORIZON = CONTRACT.horizon_us
 LATER = 2**60
 
 
@@ -81,7 +87,7 @@ def ids(state: State, count: int) -> set[str]:
 
 
 def timers(state: State) -> set[str]:
-    return {timed_id(key, "toy") for key in state.timers("toy", LATER, 1000)}
+    return set(state.due("toy", LATER, 1000).ids)
 
 
 def names(first: int, last: int) -> set[str]:
@@ -103,8 +109,9 @@ def test_a_new_cache_is_replayed_from_the_beginning_with_its_timers(config: Conf
     assert timers(state) >= names(0, 50) - {"id3"}
     assert state.progress == {"toy": Progress(7, 8, 6)}
     assert state.offset == changelog.end
-    first = timer_key("toy", entry(0).said.predicted_at + 10_000_000, "id0")  # type: ignore[union-attr]
-    assert state.timers("toy", 10_000_000, 1000) == [first]
+    due = state.due("toy", 12_000_000, 1000)
+    assert due.ids == ["id0", "id1", "id2"]
+    assert due.later[0] == ("toy", 14_000_000, "id4")
     state.close()
 
 
@@ -114,13 +121,13 @@ def test_a_cache_that_lost_its_memory_is_what_the_changelog_was_at_its_position(
     path = tmp_path / "0"
     state = State(path, changelog.id, CONTRACTS)
     changelog.write(records(0, 20))
-    state.save(records(0, 20), (), (), changelog.end)
+    state.save(records(0, 20), changelog.end, {})
     state.close()
     at_first = changelog.end
     state = State(path, changelog.id, CONTRACTS)
     assert (state.offset, ids(state, 40)) == (at_first, names(0, 20))
     changelog.write(records(20, 40))
-    state.save(records(20, 40), (), (), changelog.end)
+    state.save(records(20, 40), changelog.end, {})
     shutil.copytree(path, tmp_path / "killed")
     state.close()
     (tmp_path / "killed" / "LOCK").unlink()
@@ -157,7 +164,7 @@ def test_a_cache_of_another_topic_or_beyond_the_end_is_dropped(config: Config, t
     new.write(records(20, 60))
     state = recovered(config, tmp_path / "0", new.id)
     assert ids(state, 60) == names(20, 60)
-    state.save(records(0, 1), (), (), 10_000)
+    state.save(records(0, 1), 10_000, {})
     recover(config, {0: state}, threading.Event())
     assert (ids(state, 60), state.offset) == (names(20, 60), new.end)
     state.close()
@@ -170,7 +177,7 @@ def test_a_cache_with_timers_by_another_horizon_is_dropped(config: Config, tmp_p
     shorter = msgspec.structs.replace(CONTRACT, horizon="1s")
     state = State(tmp_path / "0", changelog.id, {"toy": shorter})
     recover(config, {0: state}, threading.Event())
-    assert [timed_id(key, "toy") for key in state.timers("toy", 1_000_000, 10)] == ["id0"]
+    assert state.due("toy", 1_000_000, 10).ids == ["id0"]
     state.close()
 
 
@@ -195,3 +202,68 @@ def test_recovery_waits_for_the_transaction_that_another_worker_left_open(
     assert not recovery.is_alive()
     assert ids(state, 20) == names(0, 20 if commits else 10)
     state.close()
+
+
+# What a partition does with its state: remember some ids (None: forget), let time pass, or be killed.
+steps = st.one_of(
+    st.dictionaries(st.integers(0, 30), st.one_of(st.none(), st.integers(0, 60)), min_size=1, max_size=6),
+    st.integers(0, 90),
+    st.just("killed"),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(steps, max_size=25))
+def test_it_is_what_the_changelog_says_and_no_timer_is_missed_whatever_happens(story: list[object]) -> None:
+    """Small generations, so that they age all the time. An entry that time reached is moved to a later second."""
+    log: list[tuple[bytes, bytes | None]] = []
+    model: dict[str, int] = {}  # id → second of its prediction
+
+    def commit(changes: dict[str, int | None], fired: list[bytes], timers: list[Timer]) -> None:
+        some = [(entry_key("toy", id_), None if at is None else pack(entry(at))) for id_, at in changes.items()]
+        earlier = [
+            ("toy", at * 1_000_000 + HORIZON, id_)
+            for id_, at in changes.items()
+            if at is not None and at < model.get(id_, 0)
+        ]
+        at_least = min((at for at in changes.values() if at is not None), default=1000)
+        log.extend(some)
+        state.save(some, len(log), {"toy": at_least * 1_000_000 + HORIZON}, [*earlier, *timers], fired)
+        for id_, at in changes.items():
+            if at is None:
+                model.pop(id_, None)
+            else:
+                model[id_] = at
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "0"
+        state = State(path, "topic", CONTRACTS, younger_keys=3)
+        for number, step in enumerate(story):
+            if isinstance(step, dict):
+                commit({f"id{n}": at for n, at in step.items()}, [], [])
+            elif isinstance(step, int):
+                watermark = step * 1_000_000 + HORIZON
+                found = state.due("toy", watermark, 1000)
+                reached = {id_ for id_, at in model.items() if at <= step}
+                assert reached <= set(found.ids)
+                moved = {id_: model[id_] + (step + 1 if id_ in reached else 0) for id_ in model.keys() & set(found.ids)}
+                again = [("toy", at * 1_000_000 + HORIZON, id_) for id_, at in moved.items()]
+                commit({id_: moved[id_] for id_ in reached}, found.keys, [*found.later, *again])
+            else:
+                killed = Path(folder) / f"killed-{number}"
+                shutil.copytree(path, killed, ignore=shutil.ignore_patterns("LOCK"))
+                state.close()
+                state = State(killed, "topic", CONTRACTS, younger_keys=3)
+                path = killed
+                state.save(log[state.offset :], len(log), {})
+                state.flush()
+            keys = [entry_key("toy", f"id{n}") for n in range(31)]
+            seen = {id_: e.said.predicted_at // 1_000_000 for id_, e in _known(state, keys) if e.said is not None}
+            assert seen == model
+        state.close()
+
+
+def _known(state: State, keys: list[bytes]) -> Iterator[tuple[str, Entry]]:
+    for key, found in state.entries(keys).items():
+        if found is not None:
+            yield key.decode().partition("/")[2], found
