@@ -111,6 +111,18 @@ class State:
     `progress` and `offset` are those of the changelog as far as it was saved or replayed.
     """
 
+    progress: dict[str, Progress]
+    offset: int
+    _younger: _Generation
+    _older: _Generation
+    _timers: list[Timer]  # to be set with the next batch
+    _fired: set[bytes]  # keys of timers to be removed with it
+    _soonest: dict[str, int]  # nothing in memory is due before, by stream
+    _timed: set[bytes]  # keys in memory that have a timer in the database or in `_timers`
+    _flushes: int
+    _flushed_at: float
+    _broken: bool
+
     def __init__(
         self, path: Path, topic_id: str, contracts: Mapping[str, Contract], younger_keys: int = YOUNGER_KEYS
     ) -> None:
@@ -118,8 +130,6 @@ class State:
 
         It is dropped when it does not open, belongs to another topic, is too old, or has timers by other horizons.
         """
-        self.progress: dict[str, Progress] = {}
-        self.offset = 0
         self._contracts = contracts
         self._topic_id = topic_id
         self._timing = str(sorted((s, c.horizon_us, c.disorder_us, c.remember_us) for s, c in contracts.items()))
@@ -155,7 +165,7 @@ class State:
             found[key] = None if value is None else unpack_entry(value)
         elsewhere.sort()  # neighbours share blocks
         with self._engine():
-            values = cast(list[bytes | None], self._db.get(elsewhere)) if elsewhere else []
+            values = cast(list[bytes | None], self._db.get([*elsewhere]) if elsewhere else [])
         for key, value in zip(elsewhere, values, strict=True):
             if value is None:
                 found[key] = None
@@ -316,10 +326,7 @@ class State:
         self.offset, self.progress, self._broken = 0, {}, False
         self._younger, self._older = _Generation(), _Generation()
         self._flushes, self._flushed_at = 0, time.monotonic()
-        self._timers: list[Timer] = []  # to be set with the next batch
-        self._fired: set[bytes] = set()  # keys of timers to be removed with it
-        self._soonest: dict[str, int] = {}  # nothing in memory is due before, by stream
-        self._timed: set[bytes] = set()  # keys in memory that have a timer in the database or in `_timers`
+        self._timers, self._fired, self._soonest, self._timed = [], set(), {}, set()
 
 
 def _chunks(timers: list[Timer], flush: int) -> Iterator[tuple[bytes, bytes]]:
