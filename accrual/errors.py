@@ -12,6 +12,7 @@ AccrualError
 │   ├── Rejected            an event breaks its contract (becomes a dead letter)
 │   ├── RecorderClosed      an event was given to a recorder after its close
 │   ├── WorkerFailed        a supervised process keeps dying
+│   ├── NotFound            what a command was asked for is not there
 │   └── NotHere             a command needs a part that is not installed
 └── Transient               the same call may succeed later
     ├── BrokerUnavailable   no broker answers, or it timed out
@@ -59,6 +60,10 @@ class LakeError(Terminal):
 
 class BundleError(Terminal):
     """A model bundle is incomplete, altered, or its signature does not verify."""
+
+
+class NotFound(Terminal):
+    """What a command was asked for is not there; the message says where to look."""
 
 
 class NotHere(Terminal):

@@ -6,7 +6,7 @@ Every client is made here: what correctness rests on (idempotence, `murmur2_rand
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -39,6 +39,7 @@ __all__ = [
     "consumer",
     "create_topics",
     "delete_topics",
+    "first_offsets_since",
     "partition_counts",
     "partition_of",
     "producer",
@@ -240,27 +241,49 @@ def topic_id(config: Config, topic: str) -> str:
         raise BrokerUnavailable(_no_answer(config.kafka.bootstrap_servers, exc.args[0].str())) from exc
 
 
-def read_to_end(config: Config, topic: str, timeout_s: float = 30.0) -> Iterator[Message]:
-    """All committed records of a topic as of now, in order within a partition. Raises BrokerUnavailable."""
+def read_to_end(
+    config: Config, topic: str, starts: Mapping[int, int] | None = None, timeout_s: float = 30.0
+) -> Iterator[Message]:
+    """All committed records of a topic as of now, in order within a partition; from its beginning where `starts` names
+    no offset of the partition. Raises BrokerUnavailable when nothing comes for `timeout_s`.
+    """
     reader = consumer(config, f"{config.topics.prefix}.reader", **{"enable.partition.eof": True})
     try:
         count = _topics(reader, config).get(topic, 0)
         open_partitions = set(range(count))
-        reader.assign([TopicPartition(topic, p, OFFSET_BEGINNING) for p in open_partitions])
+        begin = starts or {}
+        reader.assign([TopicPartition(topic, p, begin.get(p, OFFSET_BEGINNING)) for p in open_partitions])
         deadline = time.monotonic() + timeout_s
         while open_partitions:
             message = reader.poll(0.5)
             if message is None:
                 if time.monotonic() > deadline:
-                    raise BrokerUnavailable(f"reading {topic} to its end took over {timeout_s:.0f} s")
+                    raise BrokerUnavailable(f"reading {topic}: nothing came for {timeout_s:.0f} s")
                 continue
             error = message.error()
             if error is None:
                 yield message
+                deadline = time.monotonic() + timeout_s
             elif error.code() == KafkaError._PARTITION_EOF:
                 open_partitions.discard(message.partition())
             elif error.fatal():
                 raise BrokerUnavailable(f"reading {topic}: {error.str()}")
+    finally:
+        reader.close()
+
+
+def first_offsets_since(config: Config, topic: str, arrived_ms: int) -> dict[int, int]:
+    """For `read_to_end`: where the records of each partition begin that arrived at this time (Unix ms) or later.
+
+    Raises BrokerUnavailable.
+    """
+    reader = consumer(config, f"{config.topics.prefix}.reader")
+    try:
+        count = _topics(reader, config).get(topic, 0)
+        asked = [TopicPartition(topic, p, arrived_ms) for p in range(count)]
+        return {found.partition: found.offset for found in reader.offsets_for_times(asked, timeout=10.0)}
+    except KafkaException as exc:
+        raise BrokerUnavailable(_no_answer(config.kafka.bootstrap_servers, exc.args[0].str())) from exc
     finally:
         reader.close()
 

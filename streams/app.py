@@ -5,7 +5,7 @@ and the web server.
 
     /health                  200 while it joins, 503 when it is stuck, waits for the broker, or has stopped
     /metrics                 Prometheus (accrual/metrics.py)
-    /pending/{prediction_id} what is known of one prediction
+    /pending/{prediction_id} one prediction's life: whether it came, was joined, revised, expired, what it waits for
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from faust.web import Request, Response, View
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from accrual.config import Config
-from accrual.contract import MAX_ID_LENGTH, Contract
+from accrual.contract import CENSORED, MAX_ID_LENGTH, Contract
 from accrual.events import instant
-from streams.join import Entry, deadline
+from streams.join import Entry, deadline, due
 from streams.loop import JoinLoop, Status
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def join_app(config: Config, contracts: Mapping[str, Contract], join: JoinLoop, 
             here = "this worker has" if answer.entries is not None else "another worker has"
             problem = f"nothing is known of it in partition {answer.partition}, which {here}"
             return self.json({"error": problem, "partition": answer.partition}, status=404)
-        return self.json([_entry(contracts[stream], prediction_id, entry) for stream, entry in answer.entries.items()])
+        return self.json([_life(contracts[stream], prediction_id, entry) for stream, entry in answer.entries.items()])
 
     return app
 
@@ -106,18 +106,39 @@ def _health(status: Status) -> dict[str, Any]:
     }
 
 
-def _entry(contract: Contract, prediction_id: str, entry: Entry) -> dict[str, Any]:
-    known: dict[str, Any] = {"stream": contract.stream, "prediction_id": prediction_id}
+def _life(contract: Contract, prediction_id: str, entry: Entry) -> dict[str, Any]:
+    """One prediction's life so far, and what comes next. Times are event time: the stream's, not the clock's."""
+    known = {"stream": contract.stream, "prediction_id": prediction_id, "outcomes_seen": len(entry.known)}
+    next_at = _text(due(entry, contract))
     if entry.said is None:
-        outcomes = [instant(w.seen.observed_at).isoformat() for w in entry.waiting]
-        return known | {"status": "outcome waits for its prediction", "outcomes_observed_at": outcomes}
-    latest = entry.latest
+        return known | {
+            "status": "outcome waits for its prediction",
+            "outcomes_observed_at": [_text(outcome.seen.observed_at) for outcome in entry.waiting],
+            "waits_for": f"its prediction; without one, an outcome becomes an orphan after {next_at}",
+        }
+    label, ends = entry.latest, deadline(contract, entry.said)
+    by_expiry = contract.on_expiry if entry.expired and contract.on_expiry != CENSORED else None
+    if label is None and not entry.expired:
+        waits_for = f"an outcome; without one it expires at {next_at}"
+    elif contract.late == "revise":
+        waits_for = "further outcomes, each of which counts, until it is forgotten"
+    else:
+        waits_for = f"outcomes observed by {_text(ends)}, which count until it is forgotten"
     return known | {
-        "status": "labeled" if latest else "expired" if entry.expired else "pending",
-        "label": latest.label if latest else None,
-        "revision": entry.revision,
+        "status": "labeled" if label else "expired" if entry.expired else "pending",
         "model": entry.said.model,
-        "predicted_at": instant(entry.said.predicted_at).isoformat(),
-        "deadline": instant(deadline(contract, entry.said)).isoformat(),
-        "observed_at": instant(latest.observed_at).isoformat() if latest else None,
+        "predicted_at": _text(entry.said.predicted_at),
+        "deadline": _text(ends),
+        "outcomes_counting": entry.revision,
+        "revision": entry.revision,
+        "label": label.label if label else by_expiry,
+        "source": label.source if label else None,
+        "observed_at": _text(label.observed_at) if label else None,
+        "expired": entry.expired,
+        "forgotten_after": _text(ends + contract.remember_us),
+        "waits_for": waits_for,
     }
+
+
+def _text(moment: int) -> str:
+    return instant(moment).isoformat()

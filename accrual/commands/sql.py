@@ -12,30 +12,16 @@ Any DuckDB reads the lake beside its writer, in this process or another:
 
 from __future__ import annotations
 
-import csv
 import sys
-from collections.abc import Sequence
-from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 
-import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from accrual.commands.rows import Format, print_rows
 from accrual.config import load_config
 from accrual.errors import NotHere
 
 _SHOWN_ROWS = 100
-
-
-class Format(StrEnum):
-    """How rows are printed."""
-
-    TABLE = "table"
-    CSV = "csv"
-    JSON = "json"
 
 
 def sql(
@@ -62,23 +48,6 @@ def sql(
         raise typer.BadParameter('give a statement, such as "select count(*) from ground_truth"')
     with open_lake(config, at_snapshot=at) as lake:
         found = lake.arrow(statement)
-    if form is Format.JSON:
-        typer.echo(msgspec.json.encode(found.to_pylist()))
-    elif form is Format.CSV:
-        write = csv.writer(sys.stdout).writerow
-        write(found.column_names)
-        for row in found.to_pylist():
-            write(row.values())
-    else:
-        _print_table(found.column_names, found.slice(0, _SHOWN_ROWS).to_pylist(), len(found))
-
-
-def _print_table(columns: Sequence[str], rows: list[dict[str, Any]], total: int) -> None:
-    table = Table(
-        caption=f"the first {len(rows)} of {total} rows; all with --format csv" if total > len(rows) else None
-    )
-    for name in columns:
-        table.add_column(Text(name))
-    for row in rows:
-        table.add_row(*(Text("" if value is None else str(value)) for value in row.values()))
-    Console().print(table)
+    shown = found.slice(0, _SHOWN_ROWS) if form is Format.TABLE else found
+    more = f"the first {len(shown)} of {len(found)} rows; all with --format csv" if len(found) > len(shown) else None
+    print_rows(form, found.column_names, shown.to_pylist(), more)

@@ -338,6 +338,7 @@ def test_the_web_views_say_how_it_is_and_what_is_known(config: Config) -> None:
     client.produce(names.predictions, prediction("one"), b"one")
     client.produce(names.outcomes, outcome("one", 1), b"one")
     client.produce(names.outcomes, outcome("two", 1), b"two")
+    client.produce(names.predictions, prediction("four", 2), b"four")
     client.flush(30)
 
     def get(path: str) -> tuple[int, bytes]:
@@ -354,12 +355,31 @@ def test_the_web_views_say_how_it_is_and_what_is_known(config: Config) -> None:
         eventually(lambda: get("/pending/one")[0] == 200 and get("/pending/two")[0] == 200)
         [one] = msgspec.json.decode(get("/pending/one")[1])
         assert (one["status"], one["label"], one["revision"]) == ("labeled", "yes", 1)
-        assert msgspec.json.decode(get("/pending/two")[1])[0]["status"] == "outcome waits for its prediction"
+        assert (one["model"], one["predicted_at"]) == ("toy@0", "2026-03-01T00:00:00+00:00")
+        assert (one["source"], one["outcomes_seen"], one["outcomes_counting"]) == ("outcome", 1, 1)
+        assert one["deadline"] == "2026-03-01T10:00:00+00:00"
+        assert one["forgotten_after"] == "2026-04-12T02:00:00+00:00"
+        assert (one["expired"], "10:00:00" in one["waits_for"]) == (False, True)
+        [two] = msgspec.json.decode(get("/pending/two")[1])
+        assert (two["status"], two["outcomes_seen"]) == ("outcome waits for its prediction", 1)
+        assert two["outcomes_observed_at"] == ["2026-03-01T01:00:00+00:00"]
+        assert "orphan after 2026-03-01T12:00:00" in two["waits_for"]
+        [four] = msgspec.json.decode(get("/pending/four")[1])
+        assert (four["status"], four["label"], four["expired"], four["outcomes_seen"]) == ("pending", None, False, 0)
+        assert "expires at 2026-03-01T12:00:00" in four["waits_for"]
         status, body = get("/pending/three")
         assert (status, msgspec.json.decode(body)["partition"]) == (404, partition_of(b"three", PARTITIONS))
         status, body = get("/health")
         assert (status, msgspec.json.decode(body)["partitions"]) == (200, [0, 1, 2])
         assert b'accrual_join_events_total{became="labeled"} 1.0' in get("/metrics")[1]
+        client.produce(names.outcomes, outcome("one", 2, "no", source="audit"), b"one")
+        send_tides(config, client)
+        eventually(lambda: msgspec.json.decode(get("/pending/four")[1])[0]["expired"])
+        [one], [four] = (msgspec.json.decode(get(f"/pending/{id_}")[1]) for id_ in ("one", "four"))
+        assert (one["status"], one["label"], one["revision"], one["source"]) == ("labeled", "no", 2, "audit")
+        assert (one["outcomes_seen"], one["expired"]) == (2, False)
+        assert (four["status"], four["label"], four["revision"]) == ("expired", "no", 0)
+        assert get("/pending/two")[0] == 404
 
 
 def test_a_start_that_cannot_work_says_why_and_what_to_do(config: Config) -> None:
