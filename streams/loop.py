@@ -45,7 +45,7 @@ from accrual.kafka import (
     transactional_producer,
 )
 from streams.join import Entry
-from streams.partition import TIMERS_PER_TURN, Arrival, Arrivals, Drained, Partition, Turn
+from streams.partition import Arrival, Arrivals, Drained, Partition, Turn
 from streams.recovery import recover
 from streams.state import State, StateBroken, entry_key
 
@@ -203,10 +203,10 @@ class _Session:
         for number, partition in self._partitions.items():
             came = arrivals.get(number, _NOTHING)
             turn = partition.turn(came, Drained(*((topic, number) in self._drained for topic in self._inputs)))
-            if came or turn.fired:
+            if came or turn.fired:  # also where nothing is to be remembered: a letter, an event astray
                 turns[number] = turn
         # More timers are due than one turn takes: the next one does not wait for events.
-        self._patience = 0.0 if any(len(t.fired) >= TIMERS_PER_TURN for t in turns.values()) else PATIENCE_S
+        self._patience = 0.0 if any(turn.more_due for turn in turns.values()) else PATIENCE_S
         if turns or offsets:
             self._commit(turns, rejected, offsets)
         self._answer_questions()

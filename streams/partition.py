@@ -58,7 +58,7 @@ class Turn:
 
     `records` are for the changelog and the state; `rows` for ground truth, by the prediction's key; `strays` belong
     into another partition of their topic, by its number; `counts`: what became of the events. `soonest`, `timers` and
-    `fired` are for the state: see `State.save`.
+    `fired` are for the state: see `State.save`. `more_due`: more timers than one turn takes.
     """
 
     records: list[Record] = field(default_factory=list)
@@ -68,6 +68,7 @@ class Turn:
     soonest: dict[str, int] = field(default_factory=dict)
     timers: list[Timer] = field(default_factory=list)
     fired: list[bytes] = field(default_factory=list)
+    more_due: bool = False
     counts: Counter[str] = field(default_factory=Counter)
 
 
@@ -180,6 +181,7 @@ class Partition:
             found = self.state.due(stream, now.watermark, TIMERS_PER_TURN)
             turn.fired += found.keys
             turn.timers += found.later
+            turn.more_due |= len(found.ids) >= TIMERS_PER_TURN
             ids = {entry_key(stream, prediction_id): prediction_id for prediction_id in found.ids}
             more = self.state.entries(ids.keys() - entries.keys())
             before.update(more)

@@ -226,6 +226,30 @@ def test_good_late_orphaned_conflicting_repeated_misrouted_and_poisoned_events(c
     assert (row.model, row.predicted_at, row.observed_at) == ("toy@0", START, START + timedelta(hours=2))
 
 
+def test_a_batch_that_changes_no_state_still_has_its_dead_letters_and_forwards_what_is_astray(config: Config) -> None:
+    names = TopicNames(config.topics.prefix)
+    client = producer(config)
+
+    def send(topic: str, value: bytes, id_: str, away: int = 0) -> None:
+        home = partition_of(id_.encode(), PARTITIONS)
+        client.produce(topic, value, id_.encode(), (home + away) % PARTITIONS)
+        assert client.flush(30) == 0
+
+    with running(config):
+        for id_ in tides():
+            send(names.predictions, prediction(id_, 5), id_)
+            send(names.outcomes, outcome(id_, 6), id_)
+        eventually(lambda: len(ground_truth(config)) == PARTITIONS)
+        send(names.predictions, prediction("tide-0", 5, model="toy@1"), "tide-0")
+        eventually(lambda: dead_letters(config))
+        assert [letter.reason for letter in dead_letters(config)] == ["conflicting_prediction"]
+        send(names.predictions, prediction("astray", 5), "astray", away=1)
+        time.sleep(1)
+        send(names.outcomes, outcome("astray", 6), "astray", away=2)
+        eventually(lambda: "astray" in current(ground_truth(config)))
+        assert current(ground_truth(config))["astray"] == ("labeled", "yes", 1)
+
+
 def mixture(config: Config, predictions: int, rng: random.Random) -> tuple[list[Sending], Rows, Counter[Any]]:
     """Events of many ids in any order, with the current rows and dead letters they must lead to."""
     names = TopicNames(config.topics.prefix)
