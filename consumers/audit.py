@@ -6,7 +6,7 @@ Three questions, all answered in SQL over the lake alone:
 - Is every captured event accounted for? Per stream and day
       captured = labeled + expired + pending + dead-lettered + duplicate + erased,
   and per stream, of outcomes,
-      captured = in labels + duplicate + late + orphaned + waiting + dead-lettered.
+      captured = in labels + incomplete + duplicate + late + orphaned + waiting + dead-lettered.
 - Was every record captured? Per topic-partition, rows and dead letters cover the offsets read, without gap or overlap.
 
 A stage that lags looks like a difference (an outcome is there, its label is not yet): wait, or look again.
@@ -54,11 +54,15 @@ class Balance(msgspec.Struct, frozen=True):
 
 
 class OutcomeBalance(msgspec.Struct, frozen=True):
-    """The outcomes of a stream. `late` includes those that came after their prediction was forgotten."""
+    """The outcomes of a stream. `late` includes those that came after their prediction was forgotten.
+
+    `incomplete` ones count, but are too few for a label. `waiting` ones have no prediction yet.
+    """
 
     stream: str
     captured: int
     in_labels: int
+    incomplete: int
     duplicate: int
     late: int
     orphaned: int
@@ -69,7 +73,13 @@ class OutcomeBalance(msgspec.Struct, frozen=True):
     def unaccounted(self) -> int:
         """Zero if the books balance."""
         return self.captured - (
-            self.in_labels + self.duplicate + self.late + self.orphaned + self.waiting + self.dead_lettered
+            self.in_labels
+            + self.incomplete
+            + self.duplicate
+            + self.late
+            + self.orphaned
+            + self.waiting
+            + self.dead_lettered
         )
 
 

@@ -42,14 +42,19 @@ with found as (
         count(*) filter (not counts and orphan_letters = 0 and in_time is null) as waiting
     from evidence group by all
 ),
-joined as (select stream, sum(got_revision)::bigint as in_labels from compared group by all),
+joined as (
+    select stream, sum(got_revision)::bigint as in_labels,
+        sum(outcomes) filter (revision = 0)::bigint as incomplete
+    from compared group by all
+),
 forgotten as (select stream, sum(outcomes)::bigint as n from excused group by all),
 unread as (
     select coalesce(stream, '') as stream, count(distinct (partition, "offset")) as dead_lettered from letters
     where topic = $1 and not judged and ($2::varchar is null or stream = $2) group by all
 )
 select stream, coalesce(captured, 0) + coalesce(dead_lettered, 0) as captured, coalesce(in_labels, 0) as in_labels,
-    coalesce(duplicate, 0) as duplicate, coalesce(late, 0) + coalesce(n, 0) as late,
+    coalesce(incomplete, 0) as incomplete, coalesce(duplicate, 0) as duplicate,
+    coalesce(late, 0) + coalesce(n, 0) as late,
     coalesce(orphaned, 0) as orphaned, coalesce(waiting, 0) as waiting, coalesce(dead_lettered, 0) as dead_lettered
 from found full join joined using (stream) full join unread using (stream) left join forgotten using (stream)
 order by stream

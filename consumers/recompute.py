@@ -6,7 +6,8 @@ It shares nothing with `streams/join.py` but the contracts' text. It works on te
     scoped_predictions, scoped_outcomes, scoped_ground_truth_history   the rows of the lake to look at
     captured      every prediction record: first, duplicate, conflicting, forwarded, too_old or reused
     evidence      every distinct outcome of those predictions, with whether it counts
-    expected      per prediction: how many outcomes count, and the last of them
+    said          what each outcome that counts says by itself
+    expected      per prediction: how many outcomes count, what they say together, and which one decides
     compared      `expected` beside the current ground truth
     differences   where the two are not the same: stream, prediction_id, kind, detail
     excused       but rightly so: outcomes that came after the join had forgotten their prediction
@@ -18,14 +19,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from operator import itemgetter
 
 import msgspec
 import pyarrow as pa
 
 from accrual.contract import CENSORED, Contract
+from accrual.expression import Node
 from accrual.kafka import TopicNames, partition_of
 from accrual.lake import Lake
 from consumers import recompute_queries as queries
+from consumers.expression_sql import label_sql, quoted
 
 EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
 LATEST = datetime(9999, 1, 1, tzinfo=UTC)
@@ -67,6 +71,10 @@ def recompute(lake: Lake, contracts: Mapping[str, Contract], names: TopicNames, 
     if _some(lake, "captured where kind = 'conflicting' and letter is null"):
         lake.rows(queries.REUSED)
     lake.rows(queries.EVIDENCE, [names.outcomes])
+    lake.rows(queries.SAID)
+    for contract in contracts.values():
+        if contract.expression is not None:
+            lake.rows(_said_by_expression(contract, contract.expression), [contract.stream])
     lake.rows(queries.EXPECTED)
     lake.rows(queries.COMPARED, [scope.stream, scope.stream, scope.since, scope.until])
     lake.rows(queries.DIFFERENCES)
@@ -93,14 +101,35 @@ def _terms(contracts: Mapping[str, Contract]) -> pa.Table:
             "late": c.late,
             "expired_label": None if c.on_expiry == CENSORED else c.on_expiry,
             "field": c.label.field,
-            "field_type": c.outcome.values[c.label.field].type,
+            "field_type": c.outcome.values[c.label.field].type if c.label.field else None,
             "mapped": c.label.map is not None,
+            "take": c.label.take,
+            "complete_when": c.label.complete_when,
+            "sources": c.label.sources,
+            "thresholds": sorted(
+                ({"floor": floor, "label": label} for label, floor in (c.label.thresholds or {}).items()),
+                key=itemgetter("floor"),
+                reverse=True,
+            ),
         }
         for name, c in contracts.items()
     ]
-    types = {"horizon_us": pa.int64(), "remember_us": pa.int64(), "disorder_us": pa.int64(), "mapped": pa.bool_()}
-    texts = ("stream", "late", "expired_label", "field", "field_type")
-    return pa.Table.from_pylist(rows, pa.schema([*((name, pa.string()) for name in texts), *types.items()]))
+    texts = ("stream", "late", "expired_label", "field", "field_type", "take")
+    types = {
+        **{name: pa.string() for name in texts},
+        **{name: pa.int64() for name in ("horizon_us", "remember_us", "disorder_us", "complete_when")},
+        "mapped": pa.bool_(),
+        "sources": pa.list_(pa.string()),
+        "thresholds": pa.list_(pa.struct({"floor": pa.float64(), "label": pa.string()})),
+    }
+    return pa.Table.from_pylist(rows, pa.schema(types))
+
+
+def _said_by_expression(contract: Contract, expression: Node) -> str:
+    """The statement that computes a contract's expression for its outcomes."""
+    columns = {name: f'"text {number}"' for number, name in enumerate(contract.outcome.values)}
+    texts = [f"texts[list_position(keys, {quoted(name)})] as {column}" for name, column in columns.items()]
+    return queries.SAID_BY_EXPRESSION.format(columns=", ".join(texts), says=label_sql(expression, columns.__getitem__))
 
 
 def _translations(contracts: Mapping[str, Contract]) -> pa.Table:

@@ -81,37 +81,111 @@ left join (from captured where kind = 'first') f using (stream, prediction_id)
 left join terms t on t.stream = c.stream
 """
 
+# What each outcome that counts says by the contract's field. Contracts with an expression have a statement each.
+SAID = """
+create or replace temp table said as
+with texts as (
+    select
+        e.stream, e.prediction_id, e.observed_at, e."values", e.source, t.field_type, t.mapped,
+        -- Of a key that is there twice the last one holds, so keys are searched from behind.
+        json_extract_string(e."values", '$.*')
+            [-list_position(list_reverse(json_keys(e."values")), t.field)::bigint] as text
+    from evidence e join terms t using (stream)
+    where e.counts and t.field is not null
+)
+select
+    stream, prediction_id, observed_at, "values", source,
+    case field_type when 'boolean' then upper(text[1]) || text[2:]
+                    when 'number' then (try_cast(text as double) + 0.0)::varchar
+                    when 'integer' then coalesce(try_cast(text as hugeint)::varchar, text)
+                    else text end as says
+from texts
+"""
+
+# {columns}: the texts of the outcome's fields by name. {says}: the expression over them.
+SAID_BY_EXPRESSION = """
+insert into said
+select stream, prediction_id, observed_at, "values", source, {says}
+from (
+    select stream, prediction_id, observed_at, "values", source, {columns}
+    from (
+        select *, list_reverse(json_keys("values")) as keys, list_reverse(json_extract_string("values", '$.*')) as texts
+        from evidence where counts and stream = ?
+    )
+)
+"""
+
+# What the outcomes of one prediction say together. Where the last one decides, that is it. Else they are grouped by
+# rank of source and label; a group of a sum is a whole rank, and has a label if it reaches a threshold. Of the groups
+# with a label the best one decides.
 EXPECTED = """
 create or replace temp table expected as
-with counting as (
-    select stream, prediction_id, count(*) as revision,
-        max(struct_pack(at := observed_at, content := "values", source := source)) as last
-    from evidence where counts group by all
+with last_ones as (
+    select stream, prediction_id, count(*) as outcomes,
+        max(struct_pack(at := observed_at, content := "values", source := source, says := says)) as it
+    from said join terms t using (stream)
+    where t.take = 'last' and t.sources is null
+    group by all
 ),
-named as (
+ballots as (
     select
-        c.*,
-        -- Of a key that is there twice the last one holds, so keys are searched from behind.
-        json_extract_string(last.content, '$.*')
-            [-list_position(list_reverse(json_keys(last.content)), t.field)::bigint] as text,
-        case t.field_type when 'boolean' then upper(text[1]) || text[2:]
-                          when 'number' then (try_cast(text as double) + 0.0)::varchar
-                          when 'integer' then coalesce(try_cast(text as hugeint)::varchar, text)
-                          else text end as named
-    from counting c join terms t using (stream)
+        s.stream, s.prediction_id,
+        coalesce(list_position(t.sources, s.source), 1 + coalesce(len(t.sources), 0)) as rank,
+        case when t.take <> 'sum' then case when t.mapped then m.label else s.says end end as label,
+        count(*) as votes,
+        sum(case when t.take = 'sum' then round(try_cast(s.says as double) * 1e6)::hugeint end) as total,
+        min(struct_pack(at := observed_at, content := "values", source := source)) as first,
+        max(struct_pack(at := observed_at, content := "values", source := source)) as last
+    from said s join terms t using (stream)
+    left join translations m on m.stream = s.stream and m.value = s.says
+    where t.take <> 'last' or t.sources is not null
+    group by all
+),
+labeled as (
+    select b.* replace (
+        case when t.take = 'sum'
+            then list_filter(  -- the cast gives null for -inf, which every sum reaches
+                t.thresholds, lambda x: coalesce(total >= try_cast(round(x.floor * 1e6) as hugeint), true)
+            )[1].label
+            else b.label end as label
+    )
+    from ballots b join terms t using (stream)
+),
+best_ones as (
+    select
+        stream, prediction_id, sum(votes)::bigint as outcomes,
+        case any_value(t.take)
+            when 'first' then arg_min(struct_pack(label := l.label, outcome := first), (rank, first))
+            when 'majority' then arg_max(struct_pack(label := l.label, outcome := last), (-rank, votes, last))
+            else arg_max(struct_pack(label := l.label, outcome := last), (-rank, last))
+                filter (l.label is not null or t.take <> 'sum') end as it
+    from labeled l join terms t using (stream)
+    group by all
+),
+together as (
+    select stream, prediction_id, outcomes, it.at as observed_at, it.content as "values", it.source as source,
+        case when t.mapped then m.label else it.says end as label, true as decided
+    from last_ones o join terms t using (stream)
+    left join translations m on m.stream = o.stream and m.value = o.it.says
+    union all
+    select stream, prediction_id, outcomes, it.outcome.at, it.outcome.content, it.outcome.source, it.label,
+        it is not null
+    from best_ones
 )
 select
     f.stream, f.prediction_id, f.predicted_at, f.day, f.partition, f.arrived_at, f.content,
-    coalesce(n.revision, 0) as revision,
-    n.last.at as observed_at, n.last.content as "values", n.last.source as source,
-    case when t.mapped then m.label else n.named end as label,
+    coalesce(c.outcomes, 0) as outcomes,
+    case when c.decided and c.outcomes >= t.complete_when then c.outcomes else 0 end as revision,
+    case when revision > 0 then c.observed_at end as observed_at,
+    case when revision > 0 then c."values" end as "values",
+    case when revision > 0 then c.source end as source,
+    case when revision > 0 then c.label end as label,
     t.stream is not null as has_contract,
     f.predicted_at + to_microseconds(t.horizon_us) as deadline,
     t.expired_label
 from (from captured where kind = 'first') f
-left join named n using (stream, prediction_id)
+left join together c using (stream, prediction_id)
 left join terms t on t.stream = f.stream
-left join translations m on m.stream = f.stream and m.value = n.named
 """
 
 COMPARED = """
@@ -123,7 +197,7 @@ with have as (
 )
 select
     coalesce(e.stream, g.stream) as stream, coalesce(e.prediction_id, g.prediction_id) as prediction_id,
-    e.predicted_at, e.day, e.partition, e.has_contract, e.deadline, e.revision, e.label, e.expired_label,
+    e.predicted_at, e.day, e.partition, e.has_contract, e.deadline, e.outcomes, e.revision, e.label, e.expired_label,
     g.status, g.revision as got_revision, g.label as got_label,
     g.prediction_id is not null as known, e.prediction_id is not null as predicted,
     e.content is distinct from g.content as other_prediction,
@@ -151,7 +225,7 @@ select stream, prediction_id, case
         when 'prediction' then 'model, time, inputs or output are not those of the first prediction captured'
         when 'revision' then format('revision {}, recomputed {}', got_revision, revision)
         when 'label' then format('label {}, recomputed {}', coalesce(got_label, 'none'), coalesce(label, 'none'))
-        when 'outcome' then 'the label comes from another outcome than the last one that counts'
+        when 'outcome' then 'the label comes from another outcome than the one that decides'
         when 'expired label'
             then format('expired as {}, by contract {}', coalesce(got_label, 'none'), coalesce(expired_label, 'none'))
     end as detail,

@@ -25,7 +25,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from accrual.config import Config
 from accrual.contract import CENSORED, MAX_ID_LENGTH, Contract
 from accrual.events import instant
-from streams.join import Entry, deadline, due
+from streams.join import Entry, deadline, decision, due
 from streams.loop import JoinLoop, Status
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,8 @@ def _health(status: Status) -> dict[str, Any]:
 
 def _life(contract: Contract, prediction_id: str, entry: Entry) -> dict[str, Any]:
     """One prediction's life so far, and what comes next. Times are event time: the stream's, not the clock's."""
-    known = {"stream": contract.stream, "prediction_id": prediction_id, "outcomes_seen": len(entry.known)}
+    seen = len(entry.known) + len(entry.kept) + len(entry.waiting)
+    known = {"stream": contract.stream, "prediction_id": prediction_id, "outcomes_seen": seen}
     next_at = _text(due(entry, contract))
     if entry.said is None:
         return known | {
@@ -116,24 +117,24 @@ def _life(contract: Contract, prediction_id: str, entry: Entry) -> dict[str, Any
             "outcomes_observed_at": [_text(outcome.seen.observed_at) for outcome in entry.waiting],
             "waits_for": f"its prediction; without one, an outcome becomes an orphan after {next_at}",
         }
-    label, ends = entry.latest, deadline(contract, entry.said)
+    decided, ends = decision(entry, contract), deadline(contract, entry.said)
     by_expiry = contract.on_expiry if entry.expired and contract.on_expiry != CENSORED else None
-    if label is None and not entry.expired:
+    if decided is None and not entry.expired:
         waits_for = f"an outcome; without one it expires at {next_at}"
     elif contract.late == "revise":
         waits_for = "further outcomes, each of which counts, until it is forgotten"
     else:
         waits_for = f"outcomes observed by {_text(ends)}, which count until it is forgotten"
     return known | {
-        "status": "labeled" if label else "expired" if entry.expired else "pending",
+        "status": "labeled" if decided else "expired" if entry.expired else "pending",
         "model": entry.said.model,
         "predicted_at": _text(entry.said.predicted_at),
         "deadline": _text(ends),
         "outcomes_counting": entry.revision,
-        "revision": entry.revision,
-        "label": label.label if label else by_expiry,
-        "source": label.source if label else None,
-        "observed_at": _text(label.observed_at) if label else None,
+        "revision": entry.revision if decided else 0,
+        "label": decided.label if decided else by_expiry,
+        "source": decided.outcome.source if decided else None,
+        "observed_at": _text(decided.outcome.observed_at) if decided else None,
         "expired": entry.expired,
         "forgotten_after": _text(ends + contract.remember_us),
         "waits_for": waits_for,

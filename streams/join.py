@@ -16,6 +16,7 @@ import msgspec
 
 from accrual.contract import CENSORED, Contract
 from accrual.events import NULL, GroundTruth, Outcome, Prediction, instant, microseconds
+from streams.label import Decision, Seen, decide, is_same, keep
 
 
 class Said(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -25,15 +26,6 @@ class Said(msgspec.Struct, frozen=True, array_like=True, gc=False):
     model: str
     inputs: bytes
     output: bytes
-
-
-class Seen(msgspec.Struct, frozen=True, array_like=True, gc=False, order=True):
-    """The content of an outcome, and the label it stands for. They order by what decides which one is current."""
-
-    observed_at: int
-    values: bytes
-    source: str
-    label: str
 
 
 class Waiting(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -47,13 +39,14 @@ class Waiting(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What is known of one prediction.
 
-    `said`: the prediction, once it has come. `latest`: of the outcomes that count, the one observed last.
+    `said`: the prediction, once it has come. `kept`: of the outcomes that count, those on which the label depends.
     `revision`: how many distinct ones count. `expired`: the expired row was emitted.
-    `known`: a digest of every distinct outcome, to recognise it when it comes again. `waiting`: see `Waiting`.
+    `known`: a digest of every distinct outcome that is not kept, to recognise it when it comes again.
+    `waiting`: see `Waiting`.
     """
 
     said: Said | None = None
-    latest: Seen | None = None
+    kept: tuple[Seen, ...] = ()
     revision: int = 0
     expired: bool = False
     known: tuple[bytes, ...] = ()
@@ -116,10 +109,10 @@ def apply_prediction(
         return Step(Entry(said))
     counting = [w.seen for w in entry.waiting if _counts(contract, said, w.seen)]
     late = [w for w in entry.waiting if not _counts(contract, said, w.seen)]
-    joined = Entry(said, max(counting, default=None), len(counting), known=entry.known)
+    joined = _count(Entry(said, known=tuple(_digest(w.seen) for w in late)), contract, counting)
     return Step(
         joined,
-        _row(joined, contract, event.prediction_id) if counting else None,
+        _labeled(joined, said, contract, event.prediction_id),
         tuple(_late_letter(contract, w) for w in late) if contract.late == "dead_letter" else (),
         ("late_outcome",) * len(late) if contract.late == "count" else (),
     )
@@ -128,23 +121,20 @@ def apply_prediction(
 def apply_outcome(entry: Entry | None, contract: Contract, event: Outcome, offset: int, record: bytes) -> Step:
     """An outcome came: it is a revision, waits for its prediction, or is too late to count."""
     values = bytes(event.values)
-    label = contract.label_of(contract.decode_values(values))
-    seen = Seen(microseconds(event.observed_at), values, event.source, label)
-    digest = _digest(seen)
+    says = contract.label_of(contract.decode_values(values))
+    seen = Seen(microseconds(event.observed_at), values, event.source, says)
     entry = Entry() if entry is None else entry
-    if digest in entry.known:
+    if _is_known(entry, seen):
         return Step(entry, dropped=("duplicate_outcome",))
-    known = (*entry.known, digest)
     if entry.said is None:
-        return Step(Entry(known=known, waiting=(*entry.waiting, Waiting(seen, offset, record))))
+        return Step(Entry(waiting=(*entry.waiting, Waiting(seen, offset, record))))
     if not _counts(contract, entry.said, seen):
-        ignored = msgspec.structs.replace(entry, known=known)
+        ignored = msgspec.structs.replace(entry, known=(*entry.known, _digest(seen)))
         if contract.late == "dead_letter":
             return Step(ignored, letters=(_late_letter(contract, Waiting(seen, offset, record)),))
         return Step(ignored, dropped=("late_outcome",))
-    latest = seen if entry.latest is None else max(entry.latest, seen)
-    revised = Entry(entry.said, latest, entry.revision + 1, entry.expired, known)
-    return Step(revised, _row(revised, contract, event.prediction_id))
+    revised = _count(entry, contract, [seen])
+    return Step(revised, _labeled(revised, entry.said, contract, event.prediction_id))
 
 
 def on_time(entry: Entry, contract: Contract, prediction_id: str, watermark: int) -> Step:
@@ -152,23 +142,29 @@ def on_time(entry: Entry, contract: Contract, prediction_id: str, watermark: int
     if entry.said is None:
         orphans = [w for w in entry.waiting if _orphaned_after(contract, w) < watermark]
         rest = tuple(w for w in entry.waiting if _orphaned_after(contract, w) >= watermark)
-        left = Entry(known=tuple(_digest(w.seen) for w in rest), waiting=rest) if rest else None
+        left = Entry(waiting=rest) if rest else None
         return Step(left if orphans else entry, letters=tuple(_orphan_letter(w) for w in orphans))
-    row = None
-    if entry.revision == 0 and not entry.expired and deadline(contract, entry.said) <= watermark:
+    said, row = entry.said, None
+    if _may_expire(entry, contract) and deadline(contract, said) <= watermark:
+        # Its revision is 0 also where outcomes count, but too few for a label: those to come will make a higher one.
+        row = _row(said, contract, prediction_id, 0, None)
         entry = msgspec.structs.replace(entry, expired=True)
-        row = _row(entry, contract, prediction_id)
-    assert entry.said is not None
-    return Step(None if _forgotten_after(contract, entry.said) < watermark else entry, row)
+    forgotten = _forgotten_after(contract, said) < watermark
+    return Step(None if forgotten else entry, row)
 
 
 def due(entry: Entry, contract: Contract) -> int:
     """The watermark at which `on_time` next has something to do for this entry."""
     if entry.said is None:
         return min(_orphaned_after(contract, w) for w in entry.waiting) + 1
-    if entry.revision == 0 and not entry.expired:
+    if _may_expire(entry, contract):
         return deadline(contract, entry.said)
     return _forgotten_after(contract, entry.said) + 1
+
+
+def decision(entry: Entry, contract: Contract) -> Decision | None:
+    """The prediction's label and the outcome it comes from; None if there is none yet."""
+    return decide(contract.label, entry.kept, entry.revision)
 
 
 def deadline(contract: Contract, said: Said) -> int:
@@ -203,23 +199,47 @@ def _orphaned_after(contract: Contract, outcome: Waiting) -> int:
     return outcome.seen.observed_at + contract.horizon_us + contract.disorder_us
 
 
-def _row(entry: Entry, contract: Contract, prediction_id: str) -> GroundTruth:
-    said, latest = entry.said, entry.latest
-    assert said is not None
+def _count(entry: Entry, contract: Contract, new: list[Seen]) -> Entry:
+    """The entry with these outcomes, that are new to it and count."""
+    kept = keep(contract.label, [*entry.kept, *new])
+    rest = [] if len(kept) == len(entry.kept) + len(new) else [s for s in (*entry.kept, *new) if s not in kept]
+    known = (*entry.known, *map(_digest, rest)) if rest else entry.known
+    return Entry(entry.said, kept, entry.revision + len(new), entry.expired, known)
+
+
+def _is_known(entry: Entry, seen: Seen) -> bool:
+    return (
+        any(is_same(seen, kept) for kept in entry.kept)
+        or any(is_same(seen, waiting.seen) for waiting in entry.waiting)
+        or (len(entry.known) > 0 and _digest(seen) in entry.known)
+    )
+
+
+def _may_expire(entry: Entry, contract: Contract) -> bool:
+    return not entry.expired and decision(entry, contract) is None
+
+
+def _labeled(entry: Entry, said: Said, contract: Contract, prediction_id: str) -> GroundTruth | None:
+    decided = decision(entry, contract)
+    return None if decided is None else _row(said, contract, prediction_id, entry.revision, decided)
+
+
+def _row(said: Said, contract: Contract, prediction_id: str, revision: int, decided: Decision | None) -> GroundTruth:
+    """The labeled row, or without a decision the expired one."""
     expiry = None if contract.on_expiry == CENSORED else contract.on_expiry
     return GroundTruth(
         prediction_id=prediction_id,
         stream=contract.stream,
-        revision=entry.revision,
-        status="expired" if latest is None else "labeled",
-        label=expiry if latest is None else latest.label,
+        revision=revision,
+        status="expired" if decided is None else "labeled",
+        label=expiry if decided is None else decided.label,
         model=said.model,
         predicted_at=instant(said.predicted_at),
-        observed_at=None if latest is None else instant(latest.observed_at),
+        observed_at=None if decided is None else instant(decided.outcome.observed_at),
         inputs=msgspec.Raw(said.inputs),
         output=msgspec.Raw(said.output),
-        values=NULL if latest is None else msgspec.Raw(latest.values),
-        source=None if latest is None else latest.source,
+        values=NULL if decided is None else msgspec.Raw(decided.outcome.values),
+        source=None if decided is None else decided.outcome.source,
     )
 
 

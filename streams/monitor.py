@@ -28,7 +28,8 @@ from streams.quality import Tally
 MEASURED_PER_SECOND = 3_000
 WINDOW_S = timedelta(days=1).total_seconds()
 _BATCH = 1_000
-# Faust reads rows of transactions that abort later; the join emits those again within moments. A row counts once.
+# So many predictions are known to be counted. Faust reads rows of transactions that abort later, and the join emits
+# those again within moments; a revision that comes after so many other labels is counted as well.
 _REMEMBERED = 100_000
 
 _decode_output = msgspec.json.Decoder(Distribution).decode
@@ -66,8 +67,11 @@ class Quality:
         return found
 
     def _is_new_first_label(self, row: GroundTruth) -> bool:
-        """Revisions are left out: a table of sums cannot take the earlier label back."""
-        if row.label is None or row.revision > 1:
+        """Revisions are left out: a table of sums cannot take the earlier label back.
+
+        A first label may have any revision: that of a quorum, or of outcomes that came before their prediction.
+        """
+        if row.label is None:
             return False
         id_ = (row.stream, row.prediction_id)
         if id_ in self._counted:

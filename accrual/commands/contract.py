@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from accrual.contract import CENSORED, Contract, load_contract
+from accrual.contract import CENSORED, Contract, Label, load_contract
 
 app = typer.Typer(
     help="Contracts: what a stream's events hold, what the label is, when it is final.", no_args_is_help=True
@@ -33,7 +33,20 @@ def _in_words(contract: Contract) -> str:
     classes = f"{len(contract.output.classes)} classes" + (" and those to come" if contract.output.open else "")
     return (
         f"Stream '{contract.stream}': {len(contract.inputs)} inputs, {classes}; "
-        f"the label is values.{contract.label.field}. "
+        f"the label is {_label_in_words(contract.label)}. "
         f"A prediction without an outcome after {contract.horizon} {expired}; {late}. "
         f"A training cycle every {contract.training.window_rows} labeled rows."
     )
+
+
+def _label_in_words(label: Label) -> str:
+    one = f"values.{label.field}" if label.field else f"`{label.expression}`"
+    text = {
+        "last": one,
+        "first": f"{one} of the first outcome",
+        "majority": f"what most outcomes say by {one}",
+        "sum": f"by the sum of {one} over the outcomes",
+    }[label.take]
+    if label.sources:
+        text += f", by the best source of {', '.join(label.sources)}"
+    return text + (f", once {label.complete_when} outcomes count" if label.complete_when > 1 else "")

@@ -105,6 +105,13 @@ def test_rows_count_once_by_day_and_revisions_do_not() -> None:
     assert 'accrual_live_accuracy{stream="s",model="s@1"} 0.5' in exposition(quality.by_day())
 
 
+def test_the_first_label_counts_whatever_its_revision() -> None:
+    quality = Quality(MockWindowedTable())
+    quality.measure([row("a", said(0.9), id_="p1", revision=3), row("b", said(0.9), id_="p1", revision=4)], 1)
+    [tally] = quality.by_day()["s"]["s@1"].values()
+    assert (tally.rows, tally.correct) == (1, 1)
+
+
 def test_above_the_rate_rows_are_sampled_and_all_are_seen() -> None:
     quality = Quality(MockWindowedTable())
     quality.measure([row("a", said(0.9), id_=str(number)) for number in range(100)], 4)
