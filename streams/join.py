@@ -16,7 +16,7 @@ import msgspec
 
 from accrual.contract import CENSORED, Contract
 from accrual.events import NULL, GroundTruth, Outcome, Prediction, instant, microseconds
-from streams.label import Decision, Seen, decide, is_same, keep
+from streams.label import Decision, Seen, decide, is_complete, is_same, keep
 
 
 class Said(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -109,7 +109,9 @@ def apply_prediction(
         return Step(Entry(said))
     counting = [w.seen for w in entry.waiting if _counts(contract, said, w.seen)]
     late = [w for w in entry.waiting if not _counts(contract, said, w.seen)]
-    joined = _count(Entry(said, known=tuple(_digest(w.seen) for w in late)), contract, counting)
+    joined = Entry(said, known=tuple(_digest(w.seen) for w in late))
+    if counting:
+        joined = _count(joined, contract, *counting)
     return Step(
         joined,
         _labeled(joined, said, contract, event.prediction_id),
@@ -133,7 +135,7 @@ def apply_outcome(entry: Entry | None, contract: Contract, event: Outcome, offse
         if contract.late == "dead_letter":
             return Step(ignored, letters=(_late_letter(contract, Waiting(seen, offset, record)),))
         return Step(ignored, dropped=("late_outcome",))
-    revised = _count(entry, contract, [seen])
+    revised = _count(entry, contract, seen)
     return Step(revised, _labeled(revised, entry.said, contract, event.prediction_id))
 
 
@@ -199,24 +201,27 @@ def _orphaned_after(contract: Contract, outcome: Waiting) -> int:
     return outcome.seen.observed_at + contract.horizon_us + contract.disorder_us
 
 
-def _count(entry: Entry, contract: Contract, new: list[Seen]) -> Entry:
+def _count(entry: Entry, contract: Contract, *new: Seen) -> Entry:
     """The entry with these outcomes, that are new to it and count."""
-    kept = keep(contract.label, [*entry.kept, *new])
-    rest = [] if len(kept) == len(entry.kept) + len(new) else [s for s in (*entry.kept, *new) if s not in kept]
-    known = (*entry.known, *map(_digest, rest)) if rest else entry.known
+    outcomes = entry.kept + new
+    kept, known = keep(contract.label, outcomes), entry.known
+    if len(kept) < len(outcomes):
+        known += tuple(_digest(seen) for seen in outcomes if seen not in kept)
     return Entry(entry.said, kept, entry.revision + len(new), entry.expired, known)
 
 
 def _is_known(entry: Entry, seen: Seen) -> bool:
-    return (
-        any(is_same(seen, kept) for kept in entry.kept)
-        or any(is_same(seen, waiting.seen) for waiting in entry.waiting)
-        or (len(entry.known) > 0 and _digest(seen) in entry.known)
-    )
+    for kept in entry.kept:
+        if is_same(seen, kept):
+            return True
+    for waiting in entry.waiting:
+        if is_same(seen, waiting.seen):
+            return True
+    return len(entry.known) > 0 and _digest(seen) in entry.known
 
 
 def _may_expire(entry: Entry, contract: Contract) -> bool:
-    return not entry.expired and decision(entry, contract) is None
+    return not entry.expired and not is_complete(contract.label, entry.kept, entry.revision)
 
 
 def _labeled(entry: Entry, said: Said, contract: Contract, prediction_id: str) -> GroundTruth | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import msgspec
 
@@ -25,7 +24,7 @@ class Seen(msgspec.Struct, frozen=True, array_like=True, gc=False, order=True):
     says: str
 
 
-class Decision(NamedTuple):
+class Decision(msgspec.Struct, frozen=True, gc=False):
     """A label, and the outcome that its ground-truth row shows: of those that decided, the one observed last."""
 
     label: str
@@ -37,24 +36,29 @@ def is_same(one: Seen, other: Seen) -> bool:
     return one.observed_at == other.observed_at and one.values == other.values and one.source == other.source
 
 
-def keep(rule: Label, outcomes: Sequence[Seen]) -> tuple[Seen, ...]:
+def keep(rule: Label, outcomes: tuple[Seen, ...]) -> tuple[Seen, ...]:
     """Of the outcomes that count, those on which the label can still depend, whatever comes; in order.
 
     Of what was kept before and new ones it keeps the same as of all of them.
     """
-    if len(outcomes) < 2 or rule.take == "sum":
-        return tuple(sorted(outcomes))
-    if rule.sources:
+    if len(outcomes) == 1:
+        return outcomes
+    if rule.sources and rule.take != "sum":
         best = min(_rank(rule, seen) for seen in outcomes)
-        outcomes = [seen for seen in outcomes if _rank(rule, seen) == best]
-    if rule.take == "majority":
-        return tuple(sorted(outcomes))
-    return (max(outcomes) if rule.take == "last" else min(outcomes),)
+        outcomes = tuple(seen for seen in outcomes if _rank(rule, seen) == best)
+    if rule.take == "last":
+        return (max(outcomes),)
+    return (min(outcomes),) if rule.take == "first" else tuple(sorted(outcomes))
+
+
+def is_complete(rule: Label, kept: Sequence[Seen], count: int) -> bool:
+    """Whether there is a label: enough outcomes count, and they add up to enough where that matters."""
+    return count >= rule.complete_when and (rule.take != "sum" or _highest_reached(rule, kept) is not None)
 
 
 def decide(rule: Label, kept: Sequence[Seen], count: int) -> Decision | None:
-    """The label by the outcomes that were kept of `count`, or None: they are too few, or their sum is too small."""
-    if count < rule.complete_when or not kept:
+    """The label by the outcomes that were kept of `count`, or None if there is none (`is_complete`)."""
+    if count < rule.complete_when:
         return None
     if rule.take == "sum":
         return _highest_reached(rule, kept)
