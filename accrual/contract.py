@@ -154,6 +154,7 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
     `disorder`: how far events of a partition may be out of order; the watermark trails by it.
     `remember`: how long after its horizon a prediction is still recognised as a duplicate.
     `max_ahead`: how far an event's time may be ahead of the broker's clock.
+    `idle`: how long a partition must be silent before its event time goes on with the clock.
     """
 
     stream: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
@@ -169,6 +170,7 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
     disorder: str = "1h"
     remember: str = "30d"
     max_ahead: str = "1d"
+    idle: str = "10m"
     gate: Gate = msgspec.field(default_factory=Gate)
 
     @cached_property
@@ -190,6 +192,11 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
     def max_ahead_us(self) -> int:
         """Tolerance for clocks that are ahead, in microseconds."""
         return _microseconds(self.max_ahead)
+
+    @cached_property
+    def idle_us(self) -> int:
+        """Silence before event time goes on with the clock, in microseconds."""
+        return _microseconds(self.idle)
 
     def check_inputs(self, raw: bytes | msgspec.Raw) -> None:
         """Raises Rejected("invalid_inputs") unless they are what the contract says."""
@@ -311,7 +318,7 @@ def load_contracts(folder: Path) -> dict[str, Contract]:
 def _inconsistencies(contract: Contract) -> list[tuple[str, str]]:
     """What types cannot check: references between fields, durations, ranges."""
     found: list[tuple[str, str]] = []
-    for name in ("horizon", "disorder", "remember", "max_ahead"):
+    for name in ("horizon", "disorder", "remember", "max_ahead", "idle"):
         try:
             parse_duration(getattr(contract, name))
         except ValueError as exc:

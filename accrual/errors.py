@@ -5,6 +5,7 @@ AccrualError
 │   ├── ConfigError         accrual.toml or an ACCRUAL_* variable
 │   ├── ContractError       a contract file: field, problem and fix
 │   ├── TopicMismatch       topics on the broker do not fit what a stage needs
+│   ├── ChangelogLost       records of the join's changelog are gone: its state cannot be known
 │   ├── BrokerSetupError    the development broker cannot be set up or started
 │   ├── LakeLocked          another process holds the lake's writer lock
 │   ├── LakeError           the lake refused a statement
@@ -44,6 +45,10 @@ class ContractError(Terminal):
 
 class TopicMismatch(Terminal):
     """The broker's topics do not fit (missing, or differing partition counts)."""
+
+
+class ChangelogLost(Terminal):
+    """The join's changelog was emptied, cut short or recreated: pending predictions are gone from it."""
 
 
 class BrokerSetupError(Terminal):

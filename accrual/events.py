@@ -71,6 +71,18 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     source: str = "outcome"
 
 
+class Tick(msgspec.Struct, frozen=True, kw_only=True):
+    """Event time of the stream `tick` has come to `at` in this partition, though no event says so: it is silent.
+
+    A join worker writes it among the predictions, so that the passing of time is in the log: whoever reads the log
+    again, or later, or elsewhere, sees the same time pass between the same events (docs/decisions/0010).
+    """
+
+    v: int = VERSION
+    tick: str
+    at: Time
+
+
 class Distribution(msgspec.Struct, frozen=True, kw_only=True):
     """A model's output: the probability of each class, and the likeliest."""
 
@@ -125,6 +137,7 @@ Event = TypeVar("Event", Prediction, Outcome)
 encode = msgspec.json.Encoder().encode
 _decode_prediction = msgspec.json.Decoder(Prediction).decode
 _decode_outcome = msgspec.json.Decoder(Outcome).decode
+_decode_tick = msgspec.json.Decoder(Tick).decode
 _decode_distribution = msgspec.json.Decoder(Distribution).decode
 decode_ground_truth = msgspec.json.Decoder(GroundTruth).decode
 decode_dead_letter = msgspec.json.Decoder(DeadLetter).decode
@@ -151,13 +164,20 @@ def instant(us: int) -> datetime:
 
 def read_prediction(
     value: bytes | None, key: bytes | None, timestamp_ms: int, contracts: Mapping[str, Contract]
-) -> Prediction:
+) -> Prediction | Tick:
     """Decode and check one record of the predictions topic.
 
     `timestamp_ms` is the record's broker time (LogAppendTime): the bound for event times, the same in every replay.
     Raises Rejected with the reason; nothing else, whatever the bytes.
     """
-    event = _read(_decode_prediction, value)
+    try:
+        event = _read(_decode_prediction, value)
+    except Rejected as not_a_prediction:
+        tick = _as_tick(value)
+        if tick is None:
+            raise not_a_prediction from None
+        _check_time(tick.at, "at", timestamp_ms, _contract_of(tick.tick, contracts))
+        return tick
     contract = _check_common(
         event.stream, event.prediction_id, event.predicted_at, "predicted_at", key, timestamp_ms, contracts
     )
@@ -179,6 +199,13 @@ def read_outcome(
     )
     contract.label_of(contract.decode_values(event.values))
     return event
+
+
+def _as_tick(value: bytes | None) -> Tick | None:
+    try:
+        return _decode_tick(value or b"")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 class _Version(msgspec.Struct):
@@ -226,11 +253,7 @@ def _check_common(
     timestamp_ms: int,
     contracts: Mapping[str, Contract],
 ) -> Contract:
-    contract = contracts.get(stream)
-    if contract is None:
-        raise Rejected(
-            "unknown_stream", f"stream '{stream[:80]}' has no contract; known: {', '.join(sorted(contracts))}"
-        )
+    contract = _contract_of(stream, contracts)
     if not 1 <= len(prediction_id) <= MAX_ID_LENGTH:
         raise Rejected(
             "invalid_id",
@@ -238,9 +261,22 @@ def _check_common(
         )
     if key != prediction_id.encode():
         raise Rejected("invalid_id", "the record's key is not its prediction_id; key every record by it")
+    _check_time(moment, field, timestamp_ms, contract)
+    return contract
+
+
+def _contract_of(stream: str, contracts: Mapping[str, Contract]) -> Contract:
+    contract = contracts.get(stream)
+    if contract is None:
+        raise Rejected(
+            "unknown_stream", f"stream '{stream[:80]}' has no contract; known: {', '.join(sorted(contracts))}"
+        )
+    return contract
+
+
+def _check_time(moment: datetime, field: str, timestamp_ms: int, contract: Contract) -> None:
     if moment < _EARLIEST or microseconds(moment) > timestamp_ms * 1000 + contract.max_ahead_us:
         raise Rejected(
             "time_out_of_range",
             f"{field} is {moment.isoformat()}; allowed: 1990 to {contract.max_ahead} after arrival",
         )
-    return contract

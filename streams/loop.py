@@ -28,7 +28,7 @@ from accrual import metrics
 from accrual.config import Config
 from accrual.contract import MAX_ID_LENGTH, Contract
 from accrual.errors import BrokerUnavailable, Rejected, TopicMismatch, Transient
-from accrual.events import MAX_EVENT_BYTES, DeadLetter, Outcome, encode, read_outcome, read_prediction
+from accrual.events import MAX_EVENT_BYTES, DeadLetter, Outcome, Tick, encode, read_outcome, read_prediction
 from accrual.kafka import (
     MAX_JOINED_BYTES,
     OFFSET_BEGINNING,
@@ -46,7 +46,7 @@ from accrual.kafka import (
 )
 from streams.join import Entry
 from streams.partition import Arrival, Arrivals, Drained, Partition, Turn
-from streams.recovery import recover
+from streams.recovery import check_changelog, recover, stands_on
 from streams.state import State, StateBroken, entry_key
 
 log = logging.getLogger(__name__)
@@ -202,8 +202,9 @@ class _Session:
         turns = {}
         for number, partition in self._partitions.items():
             came = arrivals.get(number, _NOTHING)
-            turn = partition.turn(came, Drained(*((topic, number) in self._drained for topic in self._inputs)))
-            if came or turn.fired:  # also where nothing is to be remembered: a letter, an event astray
+            drained = Drained(*((topic, number) in self._drained for topic in self._inputs))
+            turn = partition.turn(came, drained, time.monotonic())
+            if came or turn.fired or turn.ticks:  # also where nothing is to be remembered: a letter, an event astray
                 turns[number] = turn
         # More timers are due than one turn takes: the next one does not wait for events.
         self._patience = 0.0 if any(turn.more_due for turn in turns.values()) else PATIENCE_S
@@ -243,6 +244,9 @@ class _Session:
                 continue
             if number not in arrivals:
                 arrivals[number] = Arrivals()
+            if isinstance(event, Tick):
+                arrivals[number].ticks.append(event)
+                continue
             some = arrivals[number].outcomes if is_outcome else arrivals[number].predictions
             some.append(Arrival(entry_key(event.stream, event.prediction_id), offset, event, value or b""))
         return arrivals, rejected, offsets
@@ -263,6 +267,8 @@ class _Session:
             for home, stray in turn.strays:
                 topic = self._topics.outcomes if isinstance(stray.event, Outcome) else self._topics.predictions
                 self._produce(topic, home, stray.event.prediction_id.encode(), stray.record)
+            for tick in turn.ticks:
+                self._produce(self._topics.predictions, number, tick.tick.encode(), encode(tick))
             for position, (key, value) in enumerate(turn.records, 1 - len(turn.records)):
                 self._produce(self._topics.changelog, number, key, value, None if position else self._stands_at)
         # All that the offsets stand for is on the broker before they are: a worker that takes over may rely on it.
@@ -270,7 +276,12 @@ class _Session:
             raise BrokerUnavailable(f"the broker did not take a batch within {REQUEST_S:.0f} s")
         if offsets:
             self._producer.send_offsets_to_transaction(
-                [TopicPartition(topic, number, offset) for (topic, number), offset in offsets.items()],
+                [
+                    TopicPartition(
+                        topic, number, offset, stands_on(self._changelog_id, self._partitions[number].stands_at)
+                    )
+                    for (topic, number), offset in offsets.items()
+                ],
                 self._consumer.consumer_group_metadata(),
                 REQUEST_S,
             )
@@ -318,13 +329,14 @@ class _Session:
             state = State(folder / str(number), self._changelog_id, self._contracts)
             self._partitions[number] = Partition(number, self._count, state, self._contracts, self._topics)
         states = {number: partition.state for number, partition in self._partitions.items()}
-        recover(self._config, states, self._loop.stopping, self._loop.report)
+        ends = recover(self._config, states, self._loop.stopping, self._loop.report)
         for partition in self._partitions.values():
             partition.stands_at = partition.state.offset
         starts = []
         for place in client.committed(assigned, timeout=REQUEST_S):
             if place.error is not None:
                 raise KafkaException(place.error)
+            check_changelog(self._config, place.partition, self._changelog_id, ends[place.partition], place.metadata)
             start = place.offset if place.offset >= 0 else OFFSET_BEGINNING
             self._next[place.topic, place.partition] = max(start, 0)
             starts.append(TopicPartition(place.topic, place.partition, start))

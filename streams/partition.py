@@ -14,7 +14,7 @@ from datetime import datetime
 import msgspec
 
 from accrual.contract import Contract
-from accrual.events import DeadLetter, Outcome, Prediction, encode, microseconds
+from accrual.events import DeadLetter, Outcome, Prediction, Tick, encode, instant, microseconds
 from accrual.kafka import TopicNames
 from streams.join import Entry, Progress, Step, advance, apply_outcome, apply_prediction, due, on_time, pack
 from streams.routing import partitions_of
@@ -36,13 +36,14 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(slots=True)
 class Arrivals:
-    """The valid events of one batch and partition, of each topic in the order of their offsets."""
+    """The valid events of one batch and partition, of each topic in the order of their offsets; and the ticks."""
 
     predictions: list[Arrival] = field(default_factory=list)
     outcomes: list[Arrival] = field(default_factory=list)
+    ticks: list[Tick] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.predictions or self.outcomes)
+        return bool(self.predictions or self.outcomes or self.ticks)
 
 
 class Drained(msgspec.Struct, frozen=True):
@@ -57,7 +58,8 @@ class Turn:
     """What one batch of one partition led to.
 
     `records` are for the changelog and the state; `rows` for ground truth, by the prediction's key; `strays` belong
-    into another partition of their topic, by its number; `counts`: what became of the events. `soonest`, `timers` and
+    into another partition of their topic, by its number; `ticks` are to be written to this partition of the
+    predictions; `counts`: what became of the events. `soonest`, `timers` and
     `fired` are for the state: see `State.save`. `more_due`: more timers than one turn takes.
     """
 
@@ -65,6 +67,7 @@ class Turn:
     rows: list[tuple[bytes, bytes]] = field(default_factory=list)
     letters: list[DeadLetter] = field(default_factory=list)
     strays: list[tuple[int, Arrival]] = field(default_factory=list)
+    ticks: list[Tick] = field(default_factory=list)
     soonest: dict[str, int] = field(default_factory=dict)
     timers: list[Timer] = field(default_factory=list)
     fired: list[bytes] = field(default_factory=list)
@@ -84,9 +87,10 @@ class Partition:
         self._partitions = partitions
         self._contracts = contracts
         self._topics = topics
+        self._heard: dict[str, float] = {}  # when each stream was last heard of, by the caller's clock
 
-    def turn(self, arrivals: Arrivals, drained: Drained) -> Turn:
-        """Join a batch and let event time pass. Raises StateBroken."""
+    def turn(self, arrivals: Arrivals, drained: Drained, now: float) -> Turn:
+        """Join a batch and let event time pass. `now`: seconds of a clock that never jumps. Raises StateBroken."""
         turn = Turn()
         both = [*arrivals.predictions, *arrivals.outcomes]
         before = self.state.entries({arrival.key for arrival in both})
@@ -96,7 +100,10 @@ class Partition:
         times = {}
         for topic, some in (("predictions", arrivals.predictions), ("outcomes", arrivals.outcomes)):
             times[topic] = self._join(turn, entries, some, strays)
+        self._add_ticks(times, arrivals.ticks)
         progress = self._advance(turn, times, drained)
+        if drained.predictions and drained.outcomes:
+            turn.ticks = self._tick(progress, times, now)
         self._fire(turn, before, entries, progress)
         self._remember(turn, before, entries)
         if arrivals or turn.fired:
@@ -152,6 +159,27 @@ class Partition:
             elif moment < known[0]:
                 times[stream] = (moment, known[1])
         return times
+
+    def _add_ticks(self, times: Mapping[str, dict[str, tuple[datetime, datetime]]], ticks: Sequence[Tick]) -> None:
+        """A tick is a moment that both topics have reached; nothing is due because of it alone."""
+        for tick in ticks:
+            for by_stream in times.values():
+                known = by_stream.get(tick.tick, (tick.at, tick.at))
+                by_stream[tick.tick] = (min(known[0], tick.at), max(known[1], tick.at))
+
+    def _tick(
+        self, progress: Mapping[str, Progress], times: Mapping[str, Mapping[str, tuple[datetime, datetime]]], now: float
+    ) -> list[Tick]:
+        """For each stream that has been silent for long enough, how far its event time has come by the clock."""
+        ticks = []
+        for stream, reached in progress.items():
+            heard = self._heard.setdefault(stream, now)
+            if any(stream in by_stream for by_stream in times.values()):
+                self._heard[stream] = now
+            elif (silence := (now - heard) * 1e6) >= self._contracts[stream].idle_us:
+                self._heard[stream] = now
+                ticks.append(Tick(tick=stream, at=instant(max(reached.predictions, reached.outcomes) + int(silence))))
+        return ticks
 
     def _advance(
         self, turn: Turn, times: Mapping[str, Mapping[str, tuple[datetime, datetime]]], drained: Drained

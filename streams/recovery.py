@@ -9,22 +9,30 @@ from contextlib import closing
 from typing import cast
 
 from accrual.config import Config
-from accrual.errors import BrokerUnavailable
+from accrual.errors import BrokerUnavailable, ChangelogLost
 from accrual.kafka import KafkaError, KafkaException, TopicNames, TopicPartition, consumer
 from streams.state import Record, State
+
+_WAYS_OUT = (
+    "restore the topic and start again; or stop all workers, delete it, make it anew (`accrual topics create`), set the"
+    " offsets of the workers' consumer group back to the beginning, and all is joined once more"
+)
 
 log = logging.getLogger(__name__)
 
 
 def recover(
     config: Config, states: Mapping[int, State], stopping: threading.Event, alive: Callable[[], None] = lambda: None
-) -> None:
+) -> dict[int, int]:
     """Replay the changelog into the states of these partitions until each is current, or `stopping` is set.
+
+    Returns where the changelog ends, by partition.
 
     `alive` is called now and then: it may take minutes.
 
     A transaction that a former owner of a partition left open is waited for: the broker ends it after its timeout, and
-    until then nobody knows whether it counts. Raises BrokerUnavailable, KafkaException and StateBroken.
+    until then nobody knows whether it counts. Raises BrokerUnavailable, KafkaException, StateBroken, and ChangelogLost
+    when the changelog begins after what a state needs of it.
     """
     topic = TopicNames(config.topics.prefix).changelog
     group = f"{config.topics.prefix}.join-recovery"
@@ -35,9 +43,11 @@ def recover(
             if bounds is None:
                 raise BrokerUnavailable(f"the ends of {topic} [{partition}] cannot be read")
             first, ends[partition] = bounds
-            if state.offset and not first <= state.offset <= ends[partition]:
+            if state.offset > ends[partition]:
                 log.warning("%s [%d] ends before the local cache: rebuilt from it", topic, partition)
                 state.rebuild()
+            if state.offset < first:
+                raise ChangelogLost(f"{topic} [{partition}] begins at {first}: older records were deleted; {_WAYS_OUT}")
     behind = {partition for partition, state in states.items() if state.offset < ends[partition]}
     replayed = 0
     with closing(consumer(config, group, **{"enable.partition.eof": True})) as committed:
@@ -63,3 +73,27 @@ def recover(
     for state in states.values():
         state.flush()  # and with it the timers of what was replayed
     log.info("state of partitions %s is current (%d records replayed)", sorted(states), replayed)
+    return ends
+
+
+def stands_on(changelog_id: str, offset: int) -> str:
+    """What is committed with the consumed offsets: the changelog, and where it ended then."""
+    return f"{changelog_id} {offset}"
+
+
+def check_changelog(config: Config, partition: int, changelog_id: str, end: int, committed: str | None) -> None:
+    """Compare the changelog's partition with what a commit stood on (`stands_on`; None: nothing was committed yet).
+
+    `end` is where it ends now. Raises ChangelogLost when it is another topic or has become shorter: the state of what
+    was consumed is not in it, and going on would forget predictions in silence.
+    """
+    if not committed:
+        return
+    was_id, _, was_end = committed.partition(" ")
+    where = f"{TopicNames(config.topics.prefix).changelog} [{partition}]"
+    if was_id != changelog_id:
+        raise ChangelogLost(
+            f"{where} is not the topic that the committed offsets stand on: it was recreated; {_WAYS_OUT}"
+        )
+    if end < int(was_end):
+        raise ChangelogLost(f"{where} ends at {end}, and the committed offsets stand on {was_end}; {_WAYS_OUT}")
