@@ -66,11 +66,11 @@ REACHED = """
 create or replace temp table reached as
 with events as (
     select stream, "partition", max(predicted_at) as moment
-    from predictions left join homes using (prediction_id)
+    from accepted_predictions left join homes using (prediction_id)
     where home is null or home = "partition" group by all
     union all
     select stream, "partition", max(observed_at)
-    from outcomes left join homes using (prediction_id)
+    from accepted_outcomes left join homes using (prediction_id)
     where home is null or home = "partition" group by all
 )
 select stream, "partition",
@@ -144,8 +144,8 @@ where j."offset" < o.next_offset
 TAKEN = """
 create or replace temp table taken as
 with records as (
-    select $1 as topic, "partition", "offset", 'row' as what from lake.predictions
-    union all select $2, "partition", "offset", 'row' from lake.outcomes
+    select $1 as topic, "partition", "offset", 'row' as what from accepted_predictions
+    union all select $2, "partition", "offset", 'row' from accepted_outcomes
     union all select topic, "partition", "offset", 'letter' from letters where not judged
 )
 select r.* from records r join lake.offsets o using (topic, "partition") where r."offset" < o.next_offset

@@ -3,7 +3,8 @@
 It shares nothing with `streams/join.py` but the contracts' text. It works on temporary tables, in this order:
 
     terms, translations, homes   the contracts, and the right partition of ids that were written to several
-    scoped_predictions, scoped_outcomes, scoped_ground_truth_history   the rows of the lake to look at
+    accepted_predictions, accepted_outcomes   the rows of the lake without those that the join refused
+    scoped_predictions, scoped_outcomes, scoped_ground_truth_history   of these, the ones to look at
     captured      every prediction record: first, duplicate, conflicting, forwarded, too_old or reused
     evidence      every distinct outcome of those predictions, with whether it counts
     said          what each outcome that counts says by itself
@@ -55,16 +56,23 @@ def recompute(lake: Lake, contracts: Mapping[str, Contract], names: TopicNames, 
     with lake.with_tables({"contract_terms": _terms(contracts), "contract_map": _translations(contracts)}):
         lake.rows("create or replace temp table terms as from contract_terms")
         lake.rows("create or replace temp table translations as from contract_map")
+    for table, topic in (("predictions", names.predictions), ("outcomes", names.outcomes)):
+        lake.rows(f"create or replace temp table refused_{table} as {queries.REFUSED}", [topic])
+        lake.rows(
+            f"create or replace temp view accepted_{table} as"
+            f' from lake.{table} anti join refused_{table} using ("partition", "offset")'
+        )
     lake.rows(
         """
         create or replace temp table ids as
-        select distinct stream, prediction_id from predictions
+        select distinct stream, prediction_id from accepted_predictions
         where (?::varchar is null or stream = ?) and predicted_at >= ? and predicted_at < ?
         """,
         [scope.stream, scope.stream, scope.since, scope.until],
     )
-    for table in ("predictions", "outcomes", "ground_truth_history"):
-        lake.rows(f"create or replace temp view scoped_{table} as from lake.{table} where {scope.condition}")
+    for table in ("accepted_predictions", "accepted_outcomes", "ground_truth_history"):
+        scoped = f"scoped_{table.removeprefix('accepted_')}"
+        lake.rows(f"create or replace temp view {scoped} as from {table} where {scope.condition}")
     _find_homes(lake, names)
     lake.rows(queries.CAPTURED, [names.predictions, scope.since, scope.until])
     lake.rows(queries.PASSAGE)

@@ -1,5 +1,13 @@
 """The statements of `recompute`, in the order in which it runs them."""
 
+# A record that the join refused and that became a row all the same: a sink with a later contract has read it. It is the
+# dead letter that it was; when it is replayed, the copy is what is joined.
+REFUSED = """
+select distinct "partition", "offset" from lake.dead_letters
+where topic = ? and reason in
+    ('unknown_stream', 'unsupported_version', 'invalid_inputs', 'invalid_values', 'time_out_of_range')
+"""
+
 # A record that was forwarded is in the log twice; the copy in its home partition is the one that was joined.
 CAPTURED = """
 create or replace temp table captured as
@@ -238,8 +246,8 @@ PASSAGE = """
 create or replace temp view passage as
 select stream, "partition", arrived_at, max(moment) over so_far as moment
 from (
-    select stream, "partition", arrived_at, predicted_at as moment from lake.predictions
-    union all select stream, "partition", arrived_at, observed_at from lake.outcomes
+    select stream, "partition", arrived_at, predicted_at as moment from accepted_predictions
+    union all select stream, "partition", arrived_at, observed_at from accepted_outcomes
 ) window so_far as (partition by stream, "partition" order by arrived_at)
 """
 
