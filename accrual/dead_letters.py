@@ -67,8 +67,8 @@ ADVICE = {
         "dropped as a duplicate for as long as its prediction is remembered, then an orphan",
     ),
     "too_old": Advice(
-        "send predictions sooner, or lengthen `remember` in the contract and restart the workers",
-        "joined if the contract's horizon or remember is now long enough, else a dead letter again",
+        "send predictions sooner: before their horizon and the contract's `remember` have passed",
+        "a dead letter again, unless the contract now remembers longer",
     ),
     "orphan": Advice(
         "find out where its prediction is; once that has come, replay",

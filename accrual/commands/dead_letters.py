@@ -88,7 +88,7 @@ def list_(
         print_rows(form, columns, (_row(filed, columns, again) for filed in newest))
     said = f"{_counted(reasons.total())}{_by_reason(reasons)}."
     if reasons.total() > len(newest):
-        said += f" {reasons.total() - len(newest)} older ones are not shown: --limit."
+        said += f" Not shown: {reasons.total() - len(newest)} older (--limit)."
     typer.echo(said, err=form is not Format.TABLE)
 
 

@@ -84,7 +84,7 @@ def pending(
     said = f"{total} {'prediction waits' if total == 1 else 'predictions wait'} for a label"
     said += f"; the oldest is {rows[0]['age']} old." if rows else "."
     if total > len(rows):
-        said += f" {total - len(rows)} younger ones are not shown: --limit."
+        said += f" Not shown: {total - len(rows)} younger (--limit)."
     typer.echo(said, err=form is not Format.TABLE)
 
 

@@ -108,7 +108,7 @@ def test_list_filters_counts_and_says_what_is_left_out(config: Config) -> None:
     assert abs(datetime.fromisoformat(row["arrived_at"]) - datetime.now(UTC)) < timedelta(minutes=5)
 
     newest = accrual(config, "list", "--limit", "2")
-    assert "4 dead letters: 2 unknown_stream, 1 not_json, 1 late. 2 older ones are not shown: --limit." in newest.stdout
+    assert "4 dead letters: 2 unknown_stream, 1 not_json, 1 late. Not shown: 2 older (--limit)." in newest.stdout
     assert "\\x1b[2Jbroken" in newest.stdout
     assert "\x1b[2J" not in newest.stdout
     table = accrual(config, "list", "--limit", "2", "--format", "csv")

@@ -130,6 +130,25 @@ def test_of_a_key_that_is_there_twice_the_last_value_is_the_label(world: World, 
     assert lake.rows("select label from expected") == [{"label": label}]
 
 
+def test_what_was_refused_under_an_older_contract_stays_a_dead_letter(world: World, lake: WritableLake) -> None:
+    p, o = world.prediction(0), world.outcome(world.prediction(0), urgency="high")
+    world.refuse(world.send(p), "unknown_stream")  # read as rows: the sink has the contract by now
+    world.refuse(world.send(o), "invalid_values")
+    world.pour(lake)
+    found = books(world, lake)
+    assert found.balanced
+    assert [(b.captured, b.dead_lettered) for b in found.balances if b.stream == ""] == [(1, 1)]
+    for event in (p, o, world.ground_truth(p, o)):  # replayed
+        world.send(event)
+    world.pour(lake)
+    found = books(world, lake)
+    assert found.differences == []
+    assert found.balanced
+    assert [(b.captured, b.labeled) for b in found.balances if b.stream == STREAM] == [(1, 1)]
+    lake.rows("update dead_letters set reason = 'not_json'")  # of bytes that are valid JSON
+    assert "twice" in {difference.kind for difference in books(world, lake).differences}
+
+
 def test_a_day_is_audited_alone(world: World, full_lake: FullLake) -> None:
     lake = full_lake(3000)
     day = Scope(STREAM, START + timedelta(days=1), START + timedelta(days=2))

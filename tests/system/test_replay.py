@@ -1,4 +1,4 @@
-"""What was a dead letter becomes ground truth: the cause is removed, the letters are replayed, and the books balance."""
+"""What was a dead letter becomes ground truth: the cause is removed, the letters are replayed, the books balance."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from accrual.config import Config, Kafka, Topics
 from accrual.dead_letters import Choice, read_letters
 from accrual.errors import LakeUnavailable
 from accrual.events import GroundTruth, decode_ground_truth, encode
-from accrual.kafka import TopicNames, create_topics, partition_of, producer, read_to_end
+from accrual.kafka import Producer, TopicNames, create_topics, partition_of, producer, read_to_end
 from accrual.lake import open_lake
 
 PARTITIONS = 2
@@ -75,7 +76,7 @@ def python(config: Config, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @contextmanager
 def stages(config: Config) -> Iterator[None]:
-    """A join worker and a sink; stopped at the end, the sink first: what it has not read, it reads at its next start."""
+    """A join worker and a sink; stopped at the end, the sink first, as docs/dead-letters.md says."""
     commands = [["-m", "streams", "worker", "--web-port", "0"], ["-m", "consumers", "sink"]]
     environment = {**os.environ, **config.environment()}
     processes = [subprocess.Popen([sys.executable, *c], env=environment, stderr=subprocess.DEVNULL) for c in commands]
@@ -90,6 +91,11 @@ def stages(config: Config) -> Iterator[None]:
             process.wait()
 
 
+@cache
+def sender(bootstrap: str) -> Producer:
+    return producer(Config(kafka=Kafka(bootstrap_servers=bootstrap)))
+
+
 def send(config: Config, id_: str, stream: str, hour: float, answer: str | None = None, **changes: Any) -> None:
     """An outcome if there is an answer, else a prediction."""
     names = TopicNames(config.topics.prefix)
@@ -100,7 +106,7 @@ def send(config: Config, id_: str, stream: str, hour: float, answer: str | None 
         event |= {"model": "m@0", "predicted_at": moment, "inputs": {"x": 1}, "output": said}
     else:
         event |= {"observed_at": moment, "values": {"answer": answer}}
-    client = producer(config)
+    client = sender(config.kafka.bootstrap_servers)
     client.produce(names.predictions if answer is None else names.outcomes, encode(event | changes), id_.encode())
     assert client.flush(30) == 0
 
