@@ -58,7 +58,7 @@ def parse(text: str, fields: Mapping[str, str]) -> Node:
     try:
         tree = ast.parse(source, mode="eval")
     except SyntaxError as exc:
-        raise ContractError(f"at column {exc.offset}: {exc.msg}") from exc
+        raise ContractError(f"at column {exc.offset or len(source) + 1}: {exc.msg}") from exc
     except (ValueError, RecursionError, MemoryError) as exc:
         raise ContractError(f"the expression cannot be read: {str(exc) or 'it nests too deep'}") from exc
     return _Reader(source, fields).read(tree.body, 1)

@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -60,6 +61,9 @@ def test_what_is_no_duration_says_what_is(text: str) -> None:
             "on_expiry",
             "neither `censored` nor one of output.classes",
         ),
+        ("label:\n  field: intent", "label: {field: intent, expression: intent}", "label", "give exactly one of field"),
+        ("field: intent", "expression: intnt", "label.expression", "'intnt' is not in outcome.values"),
+        ("field: intent", "expression: None", "label.expression", "always None"),
         ('template: "{text}"', 'template: "{txt}"', "training.template", "is not one of inputs"),
         ('template: "{text}"', 'template: "text"', "training.template", "names no input"),
         ("alpha: 0.05", "alpha: 5", "gate.alpha", "between 0 and 1"),
@@ -77,6 +81,104 @@ def test_an_error_names_line_field_and_fix(tmp_path: Path, old: str, new: str, f
     assert f"broken.yaml:{line}:" in message
     assert field.split(".")[-1] in message
     assert fix in message
+
+
+@pytest.mark.parametrize(
+    ("label", "field", "fix"),
+    [
+        ({}, "label", "give exactly one of field (an outcome value) and expression"),
+        ({"field": "amount", "take": "sum"}, "label.thresholds", "`take: sum` needs it"),
+        ({"field": "amount", "take": "sum", "thresholds": {}}, "label.thresholds", "`take: sum` needs it"),
+        ({"field": "amount", "thresholds": {"paid": 1}}, "label.thresholds", "needs `take: sum`"),
+        ({"field": "status", "take": "sum", "thresholds": {"paid": 1}}, "label.field", "`take: sum` adds numbers"),
+        (
+            {"expression": "amount > 1", "take": "sum", "thresholds": {"paid": 1}},
+            "label.expression",
+            "is a boolean; `take: sum` adds numbers",
+        ),
+        (
+            {"field": "amount", "take": "sum", "thresholds": {"lost": 1}},
+            "label.thresholds",
+            "not one of output.classes",
+        ),
+        (
+            {"field": "amount", "take": "sum", "thresholds": {"paid": 1, "charged_off": 1}},
+            "label.thresholds",
+            "same least sum",
+        ),
+        ({"field": "amount", "take": "sum", "thresholds": {"paid": float("nan")}}, "label.thresholds", "at most 1e+15"),
+        (
+            {"field": "amount", "take": "sum", "thresholds": {"paid": 1}, "map": {"1.0": "paid"}},
+            "label.map",
+            "has no use with `take: sum`",
+        ),
+        ({"field": "status", "map": {"Fully Paid": "lost"}}, "label.map", "'lost' is not one of output.classes"),
+        ({"field": "status", "complete_when": 0}, "label.complete_when", "at least 1"),
+        ({"field": "status", "sources": []}, "label.sources", "names at least one source"),
+        ({"field": "status", "sources": ["a", "a"]}, "label.sources", "each once"),
+        ({"field": "status", "take": "most"}, "label.take", "Invalid enum value"),
+        (
+            {"expression": "'lost' if amount > 1 else 'paid'"},
+            "label.expression",
+            "'lost' is not one of output.classes; add it there",
+        ),
+        (
+            {"expression": "'late' if amount > 1 else status", "map": {"Fully Paid": "paid"}},
+            "label.expression",
+            "'late' is not one of label.map; add it there",
+        ),
+        (
+            {"expression": "'paid' if amount else None"},
+            "label.expression",
+            "at column 11, `amount`: a boolean is needed",
+        ),
+        ({"expression": "None"}, "label.expression", "always None"),
+    ],
+)
+def test_a_label_rule_that_makes_no_sense_is_named(tmp_path: Path, label: dict[str, Any], field: str, fix: str) -> None:
+    with pytest.raises(ContractError) as error:
+        load_contract(_with_label(tmp_path, label))
+    assert field in str(error.value)
+    assert fix in str(error.value)
+
+
+def _with_label(folder: Path, label: dict[str, Any]) -> Path:
+    """The credit contract with another label, and an amount in its outcomes."""
+    document = yaml.safe_load((SHIPPED / "credit-risk.yaml").read_text())
+    document["outcome"]["values"]["amount"] = {"type": "number", "optional": True}
+    document["label"] = label
+    path = folder / "contract.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def test_an_expression_gives_the_label(tmp_path: Path) -> None:
+    text = "'charged_off' if status == 'Charged Off' or amount < 0 else 'paid' if status == 'Fully Paid' else status"
+    rule = load_contract(_with_label(tmp_path, {"expression": text}))
+    assert rule.label_of({"status": "Fully Paid", "amount": -1.0}) == "charged_off"
+    assert rule.label_of({"status": "Fully Paid"}) == "paid"
+    with pytest.raises(Rejected, match="label 'Current' is not one of output"):
+        rule.label_of({"status": "Current"})
+    nothing = load_contract(_with_label(tmp_path, {"expression": "'paid' if amount > 1 else None"}))
+    with pytest.raises(Rejected, match=r"label\.expression gives null"):
+        nothing.label_of({"status": "Current"})
+    mapped = load_contract(_with_label(tmp_path, {"expression": "amount > 1", "map": {"True": "paid"}}))
+    assert mapped.label_of({"amount": 2.0}) == "paid"
+    with pytest.raises(Rejected, match=r"label\.expression is 'False'; label\.map knows \['True'\]"):
+        mapped.label_of({"amount": 1.0})
+
+
+def test_a_sum_takes_numbers_that_take_no_label_back(tmp_path: Path) -> None:
+    rule = {"field": "amount", "take": "sum", "thresholds": {"paid": 3, "charged_off": 1}}
+    strict = load_contract(_with_label(tmp_path, rule))
+    assert strict.label_of({"amount": 2.5}) == "2.5"
+    assert strict.label_of({"amount": -0.0}) == "0.0"
+    with pytest.raises(Rejected, match=r"below 0 needs a threshold of -\.inf"):
+        strict.label_of({"amount": -1.0})
+    with pytest.raises(Rejected, match="at most 1e"):
+        strict.label_of({"amount": 2e15})
+    rule["thresholds"] = {"paid": 3, "charged_off": -float("inf")}
+    assert load_contract(_with_label(tmp_path, rule)).label_of({"amount": -1.0}) == "-1.0"
 
 
 def test_a_missing_field_is_named(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from accrual.expression import Value, evaluator, label_text, parse
@@ -79,6 +79,9 @@ def both_in_sql(engine: duckdb.DuckDBPyConnection, text: str, outcome: dict[str,
 
 @settings(max_examples=500, deadline=None)
 @given(expressions(), values)
+@example("lower(text)", {"text": "AZ ÄÖ İ Σ"})
+@example("round(amount) + round(-amount / 3)", {"amount": 7.5})
+@example("length(text)", {"text": "🤦🏼 e\u0301"})
 def test_python_and_sql_agree(engine: duckdb.DuckDBPyConnection, text: str, outcome: dict[str, Any]) -> None:
     tree = parse(text, FIELDS)
     expected = evaluator(tree)(outcome)

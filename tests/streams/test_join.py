@@ -301,6 +301,70 @@ def test_expiry_comes_at_the_deadline_and_not_before() -> None:
     assert [row.status for row in run.rows] == ["expired"]
 
 
+def test_below_its_quorum_a_prediction_expires_and_one_more_outcome_labels_it() -> None:
+    run = Run(contract(on_expiry="lost", label={"field": "status", "take": "majority", "complete_when": 3}))
+    for event in (prediction(), outcome(1), outcome(2, "lost"), outcome(2, "lost"), at(HORIZON), at(HORIZON) + 1):
+        run.feed(event)
+    assert [(row.revision, row.status, row.label, row.source) for row in run.rows] == [(0, "expired", "lost", None)]
+    run.feed(outcome(3))
+    run.feed(outcome(4, "lost"))
+    assert [(row.revision, row.status, row.label) for row in run.rows[1:]] == [
+        (3, "labeled", "paid"),
+        (4, "labeled", "lost"),
+    ]
+
+
+def test_the_best_source_decides_and_every_outcome_is_a_revision() -> None:
+    run = Run(contract(label={"field": "status", "sources": ["agent", "click"]}))
+    for event in (prediction(), outcome(5, "lost", "other"), outcome(1, "paid", "click"), outcome(0, "lost", "agent")):
+        run.feed(event)
+    run.feed(outcome(9, "paid", "click"))
+    assert [(row.revision, row.label, row.source) for row in run.rows] == [
+        (1, "lost", "other"),
+        (2, "paid", "click"),
+        (3, "lost", "agent"),
+        (4, "lost", "agent"),
+    ]
+
+
+def test_a_sum_is_exact() -> None:
+    rule = {"field": "weight", "take": "sum", "thresholds": {"paid": 0.8, "lost": 0}}
+    run = Run(contract(label=rule))
+    run.feed(prediction())
+    for hour in range(8):
+        run.feed(outcome(hour, weight=0.1))  # added as floats that is 0.7999999999999999
+    assert [row.label for row in run.rows] == ["lost"] * 7 + ["paid"]
+
+
+@pytest.mark.parametrize(
+    ("label", "kept"),
+    [
+        ({"field": "status"}, 1),
+        ({"field": "status", "take": "first", "sources": ["a"]}, 1),
+        ({"field": "status", "take": "majority", "sources": ["a"]}, 3),
+        ({"field": "status", "take": "majority"}, 6),
+    ],
+)
+def test_an_entry_keeps_no_more_outcomes_than_the_label_needs(label: dict[str, Any], kept: int) -> None:
+    run = Run(contract(label=label))
+    run.feed(prediction())
+    some = [outcome(hour, source=source) for hour in range(3) for source in ("a", "b")]
+    for event in [*some, *some]:
+        run.feed(event)
+    assert run.entry is not None
+    assert (len(run.entry.kept), run.entry.revision) == (kept, 6)
+    assert run.dropped == ["duplicate_outcome"] * 6
+
+
+def test_an_outcome_is_known_again_when_the_contract_has_changed_what_it_says() -> None:
+    run = Run(contract())
+    run.feed(prediction())
+    run.feed(outcome(1))
+    run.contract = contract(label={"field": "status", "map": {"paid": "lost"}})
+    run.feed(outcome(1))
+    assert run.dropped == ["duplicate_outcome"]
+
+
 def test_an_orphan_is_given_up_one_by_one_and_keeps_its_record() -> None:
     run = Run(contract())
     first, second = outcome(0), outcome(5)
