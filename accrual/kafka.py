@@ -132,7 +132,7 @@ def transactional_producer(config: Config, transactional_id: str, **properties: 
         "transactional.id": transactional_id,
         "transaction.timeout.ms": 60_000,
         # When all brokers are away at once the client's default is to forget them and start from the bootstrap servers.
-        # It then waits for the forgotten group coordinator for ever (docs/decisions/0008).
+        # It then waits for the forgotten group coordinator for ever (docs/decisions/0009).
         "metadata.recovery.strategy": "none",
     }
     return producer(config, **{**defaults, **properties})

@@ -40,6 +40,8 @@ TABLES: dict[str, pa.Schema] = {
             *_POSITION,
         ]
     ),
+    # How far event time of a silent stream has come in a partition: records of the predictions topic.
+    "ticks": pa.schema([("stream", pa.string()), ("at", TIME), *_POSITION]),
     # Every row the join ever emitted; the view `ground_truth` shows the current one of each prediction.
     "ground_truth_history": pa.schema(
         [

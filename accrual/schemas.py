@@ -14,13 +14,14 @@ import msgspec
 import yaml
 
 from accrual.contract import Contract
-from accrual.events import VERSION, DeadLetter, GroundTruth, Outcome, Prediction
+from accrual.events import VERSION, DeadLetter, GroundTruth, Outcome, Prediction, Tick
 from accrual.kafka import TopicNames
 from accrual.ledger import Evaluation, Generation, Run
 
 EVENTS: dict[str, type[msgspec.Struct]] = {
     "prediction": Prediction,
     "outcome": Outcome,
+    "tick": Tick,
     "ground-truth": GroundTruth,
     "dead-letter": DeadLetter,
     "generation": Generation,
@@ -54,7 +55,13 @@ def asyncapi() -> dict[str, Any]:
     """The AsyncAPI 3.0 document of Accrual's topics, under the default prefix."""
     names = TopicNames("accrual")
     channels: dict[str, tuple[str, list[str], str, str, str]] = {
-        "predictions": (names.predictions, ["prediction"], "send", "prediction_id", "Services say what a model said."),
+        "predictions": (
+            names.predictions,
+            ["prediction", "tick"],
+            "send",
+            "prediction_id",
+            "Services say what a model said; join workers how time passes where nothing is said.",
+        ),
         "outcomes": (names.outcomes, ["outcome"], "send", "prediction_id", "Services say what happened."),
         "groundTruth": (
             names.ground_truth,

@@ -62,17 +62,21 @@ order by stream
 
 # What the two topics of a partition have reached in event time (without what belonged elsewhere), less the contract's
 # disorder: the join's watermark is never beyond `furthest`, and no less than `nearest` once it has read everything.
+# A tick says it of both.
 REACHED = """
 create or replace temp table reached as
-with events as (
-    select stream, "partition", max(predicted_at) as moment
+with moments as (
+    select stream, "partition", 'predictions' as topic, predicted_at as moment
     from accepted_predictions left join homes using (prediction_id)
-    where home is null or home = "partition" group by all
+    where home is null or home = "partition"
     union all
-    select stream, "partition", max(observed_at)
+    select stream, "partition", 'outcomes', observed_at
     from accepted_outcomes left join homes using (prediction_id)
-    where home is null or home = "partition" group by all
-)
+    where home is null or home = "partition"
+    union all
+    select stream, "partition", unnest(['predictions', 'outcomes']), at from lake.ticks
+),
+events as (select stream, "partition", max(moment) as moment from moments group by stream, "partition", topic)
 select stream, "partition",
     max(moment) - to_microseconds(any_value(disorder_us)) as furthest,
     case when count(*) = 2 then min(moment) - to_microseconds(any_value(disorder_us)) end as nearest
@@ -146,6 +150,7 @@ create or replace temp table taken as
 with records as (
     select $1 as topic, "partition", "offset", 'row' as what from accepted_predictions
     union all select $2, "partition", "offset", 'row' from accepted_outcomes
+    union all select $1, "partition", "offset", 'row' from lake.ticks
     union all select topic, "partition", "offset", 'letter' from letters where not judged
 )
 select r.* from records r join lake.offsets o using (topic, "partition") where r."offset" < o.next_offset

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from accrual.contract import Contract
 from accrual.errors import Rejected
-from accrual.events import NULL, decode_dead_letter, decode_ground_truth, read_outcome, read_prediction
+from accrual.events import NULL, Tick, decode_dead_letter, decode_ground_truth, read_outcome, read_prediction
 from accrual.kafka import Message, TopicNames
 from accrual.lake_tables import TABLES, TIME
 from accrual.ledger import Run, decode_generation, decode_ledger_entry
@@ -30,6 +30,8 @@ def readers(names: TopicNames, contracts: Mapping[str, Contract]) -> dict[str, R
 
     def prediction(m: Message) -> tuple[str, Row]:
         e = read_prediction(m.value(), m.key(), m.timestamp()[1], contracts)
+        if isinstance(e, Tick):
+            return "ticks", (e.tick, e.at, *_position(m))
         payload = (e.stream, e.prediction_id, e.model, e.predicted_at, bytes(e.inputs), bytes(e.output))
         return "predictions", (*payload, *_position(m))
 

@@ -81,9 +81,10 @@ def watermark_of(lake: Lake, contract: Contract) -> datetime | None:
     found = lake.rows(
         """
         select greatest((select max(predicted_at) from predictions where stream = ?),
-                        (select max(observed_at) from outcomes where stream = ?)) as reached
+                        (select max(observed_at) from outcomes where stream = ?),
+                        (select max(at) from ticks where stream = ?)) as reached
         """,
-        [contract.stream, contract.stream],
+        [contract.stream] * 3,
     )[0]["reached"]
     return None if found is None else found - timedelta(microseconds=contract.disorder_us)
 
@@ -152,7 +153,7 @@ class Sealer:
         for table, rows in tables.items():
             if "stream" not in rows.column_names:
                 continue
-            moment = {"predictions": "predicted_at", "outcomes": "observed_at"}.get(table)
+            moment = {"predictions": "predicted_at", "outcomes": "observed_at", "ticks": "at"}.get(table)
             for entry in rows.select(["stream"]).group_by("stream").aggregate([([], "count_all")]).to_pylist():
                 stream = entry["stream"]
                 self._news[stream] += entry["count_all"]

@@ -21,11 +21,21 @@ from urllib.request import urlopen
 
 import msgspec
 import pytest
+from confluent_kafka import TopicPartition as KafkaPartition
+from confluent_kafka.admin import AdminClient
 
 from accrual.broker import DevelopmentBroker
 from accrual.config import Config, Kafka, Topics
-from accrual.events import MAX_EVENT_BYTES, DeadLetter, GroundTruth, decode_dead_letter, decode_ground_truth, encode
-from accrual.kafka import Producer, TopicNames, create_topics, partition_of, producer, read_to_end
+from accrual.events import (
+    MAX_EVENT_BYTES,
+    DeadLetter,
+    GroundTruth,
+    Tick,
+    decode_dead_letter,
+    decode_ground_truth,
+    encode,
+)
+from accrual.kafka import Producer, TopicNames, create_topics, partition_counts, partition_of, producer, read_to_end
 
 PARTITIONS = 3
 START = datetime(2026, 3, 1, tzinfo=UTC)
@@ -406,20 +416,64 @@ def test_the_web_views_say_how_it_is_and_what_is_known(config: Config) -> None:
         assert get("/pending/two")[0] == 404
 
 
-def test_a_start_that_cannot_work_says_why_and_what_to_do(config: Config) -> None:
-    def said(changed: Config) -> str:
-        ended = subprocess.run(
-            [sys.executable, "-m", "streams", "worker", "--web-port", "0"],
-            env={**os.environ, **changed.environment()},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
-        assert ended.returncode == 1
-        assert "Traceback" not in ended.stderr
-        return ended.stderr
+def said(config: Config) -> str:
+    """What a worker says on stderr that cannot start."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "streams", "worker", "--web-port", "0"],
+        env={**os.environ, **config.environment()},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    return ended.stderr
 
+
+@pytest.mark.parametrize("how", ["recreated", "emptied"])
+def test_a_changelog_that_lost_records_stops_the_worker_with_what_to_do(config: Config, how: str) -> None:
+    names = TopicNames(config.topics.prefix)
+    client = producer(config)
+    for n in range(30):
+        client.produce(names.predictions, prediction(f"id{n}"), f"id{n}".encode())
+    for id_ in tides():  # some state in every partition
+        client.produce(names.predictions, prediction(id_), id_.encode())
+        client.produce(names.outcomes, outcome(id_, 1), id_.encode())
+    client.flush(30)
+    with running(config):
+        eventually(lambda: len(ground_truth(config)) == PARTITIONS)
+        time.sleep(1)
+    shutil.rmtree(config.state_dir / "join")
+    admin = AdminClient({"bootstrap.servers": config.kafka.bootstrap_servers})
+    if how == "emptied":
+        everything = [KafkaPartition(names.changelog, p, -1) for p in range(PARTITIONS)]
+        for future in admin.delete_records(everything).values():
+            future.result(30)
+    else:
+        admin.delete_topics([names.changelog])[names.changelog].result(30)
+        eventually(lambda: create_topics(config) or names.changelog in partition_counts(config))
+    assert "all is joined once more" in said(config)
+
+
+def test_on_a_silent_stream_predictions_expire_by_the_clock_and_the_time_is_in_the_log(config: Config) -> None:
+    quick = CONTRACT.replace("10h", "3s").replace("disorder: 1h", "disorder: 0s\nidle: 1s")
+    (Path(config.contracts) / "toy.yaml").write_text(quick)
+    names = TopicNames(config.topics.prefix)
+    client = producer(config)
+    client.produce(names.predictions, prediction("one"), b"one")
+    client.flush(30)
+    with running(config):
+        eventually(lambda: current(ground_truth(config)) == {"one": ("expired", "no", 0)}, 30)
+    assert current(ground_truth(config)) == {"one": ("expired", "no", 0)}
+    [_, *ticks] = [message.value() or b"" for message in read_to_end(config, names.predictions)]
+    moments = [msgspec.json.decode(tick, type=Tick).at for tick in ticks]
+    assert len(moments) >= 1
+    assert moments == sorted(moments)
+    assert moments[-1] >= START + timedelta(seconds=3)
+
+
+def test_a_start_that_cannot_work_says_why_and_what_to_do(config: Config) -> None:
     elsewhere = msgspec.structs.replace(config, topics=Topics(prefix=f"{config.topics.prefix}-none"))
     assert "accrual topics create" in said(elsewhere)
     with running(config):
