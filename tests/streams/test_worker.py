@@ -22,7 +22,7 @@ from urllib.request import urlopen
 import msgspec
 import pytest
 from confluent_kafka import TopicPartition as KafkaPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 
 from accrual.broker import DevelopmentBroker
 from accrual.config import Config, Kafka, Topics
@@ -447,6 +447,9 @@ def test_a_changelog_that_lost_records_stops_the_worker_with_what_to_do(config: 
     shutil.rmtree(config.state_dir / "join")
     admin = AdminClient({"bootstrap.servers": config.kafka.bootstrap_servers})
     if how == "emptied":
+        deletes = ConfigEntry("cleanup.policy", "delete", incremental_operation=AlterConfigOpType.SET)
+        topic = ConfigResource(ConfigResource.Type.TOPIC, names.changelog, incremental_configs=[deletes])
+        admin.incremental_alter_configs([topic])[topic].result(30)
         everything = [KafkaPartition(names.changelog, p, -1) for p in range(PARTITIONS)]
         for future in admin.delete_records(everything).values():
             future.result(30)
