@@ -41,7 +41,7 @@ TABLES: dict[str, pa.Schema] = {
         ]
     ),
     # How far event time of a silent stream has come in a partition: records of the predictions topic.
-    "ticks": pa.schema([("stream", pa.string()), ("at", TIME), *_POSITION]),
+    "ticks": pa.schema([("stream", pa.string()), ("moment", TIME), *_POSITION]),
     # Every row the join ever emitted; the view `ground_truth` shows the current one of each prediction.
     "ground_truth_history": pa.schema(
         [

@@ -74,7 +74,7 @@ with moments as (
     from accepted_outcomes left join homes using (prediction_id)
     where home is null or home = "partition"
     union all
-    select stream, "partition", unnest(['predictions', 'outcomes']), at from lake.ticks
+    select stream, "partition", unnest(['predictions', 'outcomes']), moment from lake.ticks
 ),
 events as (select stream, "partition", max(moment) as moment from moments group by stream, "partition", topic)
 select stream, "partition",

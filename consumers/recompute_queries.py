@@ -248,7 +248,7 @@ select stream, "partition", arrived_at, max(moment) over so_far as moment
 from (
     select stream, "partition", arrived_at, predicted_at as moment from accepted_predictions
     union all select stream, "partition", arrived_at, observed_at from accepted_outcomes
-    union all select stream, "partition", arrived_at, at from lake.ticks
+    union all select stream, "partition", arrived_at, moment from lake.ticks
 ) window so_far as (partition by stream, "partition" order by arrived_at)
 """
 

@@ -82,7 +82,7 @@ def watermark_of(lake: Lake, contract: Contract) -> datetime | None:
         """
         select greatest((select max(predicted_at) from predictions where stream = ?),
                         (select max(observed_at) from outcomes where stream = ?),
-                        (select max(at) from ticks where stream = ?)) as reached
+                        (select max(moment) from ticks where stream = ?)) as reached
         """,
         [contract.stream] * 3,
     )[0]["reached"]
@@ -153,7 +153,7 @@ class Sealer:
         for table, rows in tables.items():
             if "stream" not in rows.column_names:
                 continue
-            moment = {"predictions": "predicted_at", "outcomes": "observed_at", "ticks": "at"}.get(table)
+            moment = {"predictions": "predicted_at", "outcomes": "observed_at", "ticks": "moment"}.get(table)
             for entry in rows.select(["stream"]).group_by("stream").aggregate([([], "count_all")]).to_pylist():
                 stream = entry["stream"]
                 self._news[stream] += entry["count_all"]
