@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from accrual.config import Config, Kafka, Topics
 from accrual.dead_letters import Choice, read_letters
 from accrual.errors import LakeUnavailable
 from accrual.events import GroundTruth, decode_ground_truth, encode
-from accrual.kafka import Producer, TopicNames, create_topics, partition_of, producer, read_to_end
+from accrual.kafka import TopicNames, create_topics, partition_of, producer, read_to_end
 from accrual.lake import open_lake
 
 PARTITIONS = 2
@@ -91,33 +90,35 @@ def stages(config: Config) -> Iterator[None]:
             process.wait()
 
 
-@cache
-def sender(bootstrap: str) -> Producer:
-    return producer(Config(kafka=Kafka(bootstrap_servers=bootstrap)))
+Event = tuple[str, bytes]
 
 
-def send(config: Config, id_: str, stream: str, hour: float, answer: str | None = None, **changes: Any) -> None:
-    """An outcome if there is an answer, else a prediction."""
-    names = TopicNames(config.topics.prefix)
+def prediction(stream: str, id_: str, hour: float, **changes: Any) -> Event:
+    said = {"label": "yes", "probabilities": {"yes": 0.7, "no": 0.3}}
     moment = START + timedelta(hours=hour)
-    event: dict[str, Any] = {"prediction_id": id_, "stream": stream}
-    if answer is None:
-        said = {"label": "yes", "probabilities": {"yes": 0.7, "no": 0.3}}
-        event |= {"model": "m@0", "predicted_at": moment, "inputs": {"x": 1}, "output": said}
-    else:
-        event |= {"observed_at": moment, "values": {"answer": answer}}
-    client = sender(config.kafka.bootstrap_servers)
-    client.produce(names.predictions if answer is None else names.outcomes, encode(event | changes), id_.encode())
+    event = {"stream": stream, "prediction_id": id_, "model": "m@0", "predicted_at": moment, "inputs": {"x": 1}}
+    return id_, encode(event | {"output": said} | changes)
+
+
+def outcome(stream: str, id_: str, hour: float, answer: str) -> Event:
+    moment = START + timedelta(hours=hour)
+    return id_, encode({"stream": stream, "prediction_id": id_, "observed_at": moment, "values": {"answer": answer}})
+
+
+def send(config: Config, predictions: list[Event], outcomes: list[Event]) -> None:
+    names = TopicNames(config.topics.prefix)
+    client = producer(config)
+    for topic, events in ((names.predictions, predictions), (names.outcomes, outcomes)):
+        for id_, value in events:
+            client.produce(topic, value, id_.encode())
     assert client.flush(30) == 0
 
 
 def let_time_pass(config: Config, stream: str, hour: float) -> None:
     """A prediction and its outcome in every partition, so much later."""
-    for partition in range(PARTITIONS):
-        names = (f"tide-{stream}-{hour}-{n}" for n in range(100))
-        id_ = next(name for name in names if partition_of(name.encode(), PARTITIONS) == partition)
-        send(config, id_, stream, hour)
-        send(config, id_, stream, hour, "yes")
+    named = {partition_of(f"tide-{n}".encode(), PARTITIONS): f"tide-{n}" for n in range(100)}
+    ids = list(named.values())
+    send(config, [prediction(stream, id_, hour) for id_ in ids], [outcome(stream, id_, hour, "yes") for id_ in ids])
 
 
 def letters(config: Config) -> Counter[tuple[str, str | None]]:
@@ -174,12 +175,16 @@ def assert_books_balance(config: Config) -> dict[str, Any]:
 
 def test_letters_of_a_stream_without_contract_become_ground_truth(config: Config) -> None:
     with stages(config):
-        for n in range(20):
-            send(config, f"r{n}", "returns", 1)
-            send(config, f"r{n}", "returns", 2, "yes" if n % 2 else "no")
-        send(config, "newer", "orders", 1, v=2)
-        send(config, "o1", "orders", 1)
-        send(config, "o1", "orders", 1.5, "yes")
+        returns = [(f"r{n}", "yes" if n % 2 else "no") for n in range(20)]
+        send(
+            config,
+            [
+                *(prediction("returns", id_, 1) for id_, _ in returns),
+                prediction("orders", "newer", 1, v=2),
+                prediction("orders", "o1", 1),
+            ],
+            [*(outcome("returns", id_, 2, answer) for id_, answer in returns), outcome("orders", "o1", 1.5, "yes")],
+        )
         eventually(lambda: letters(config).total() == 41 and of(config, "o1"))
         first = assert_books_balance(config)
     assert Counter(reason for reason, _ in letters(config).elements()) == {
@@ -191,9 +196,8 @@ def test_letters_of_a_stream_without_contract_become_ground_truth(config: Config
     add_contract(config, "returns", "dead_letter")
     with stages(config):
         assert "Wrote 40 records again." in replay(config, "--reason", "unknown_stream", "--stream", "returns")
-        eventually(lambda: all(of(config, f"r{n}") for n in range(20)))
-        for n in range(20):
-            assert of(config, f"r{n}") == [("labeled", "yes" if n % 2 else "no", 1)]
+        eventually(lambda: len(ground_truth(config)) == 21)
+        assert {id_: of(config, id_) for id_, _ in returns} == {id_: [("labeled", a, 1)] for id_, a in returns}
         assert_books_balance(config)
         rows = len(ground_truth(config))
 
@@ -203,8 +207,8 @@ def test_letters_of_a_stream_without_contract_become_ground_truth(config: Config
         found = assert_books_balance(config)
         assert len(ground_truth(config)) == rows
         assert letters(config).total() == 42
-        [returns] = [balance for balance in found["balances"] if balance["stream"] == "returns" and balance["labeled"]]
-        assert (returns["labeled"], returns["duplicate"]) == (20, 20)
+        [day] = [balance for balance in found["balances"] if balance["stream"] == "returns" and balance["labeled"]]
+        assert (day["labeled"], day["duplicate"]) == (20, 20)
 
     # A lake that is made anew reads the first copies with today's contracts. They are dead letters all the same.
     shutil.rmtree(config.state_dir / "lake")
@@ -216,11 +220,15 @@ def test_letters_of_a_stream_without_contract_become_ground_truth(config: Config
 
 def test_letters_that_the_join_judged_are_judged_again(config: Config) -> None:
     with stages(config):
-        send(config, "lost", "orders", 1, "yes")  # an outcome without its prediction
-        send(config, "late", "orders", 1)
-        send(config, "late", "orders", 30, "yes")
-        send(config, "twice", "orders", 1)
-        send(config, "twice", "orders", 1, model="m@1")
+        send(
+            config,
+            [
+                prediction("orders", "late", 1),
+                prediction("orders", "twice", 1),
+                prediction("orders", "twice", 1, model="m@1"),
+            ],
+            [outcome("orders", "lost", 1, "yes"), outcome("orders", "late", 30, "yes")],
+        )
         let_time_pass(config, "orders", 100)
         judged = {("orphan", "lost"): 1, ("late", "late"): 1, ("conflicting_prediction", "twice"): 1}
         eventually(lambda: letters(config) == judged)
@@ -232,7 +240,7 @@ def test_letters_that_the_join_judged_are_judged_again(config: Config) -> None:
         assert_books_balance(config)
         assert letters(config) == judged
 
-        send(config, "lost", "orders", 1)  # the prediction of the orphan has come
+        send(config, [prediction("orders", "lost", 1)], [])  # the prediction of the orphan has come
         eventually(lambda: of(config, "lost"))
         assert of(config, "lost") == [("expired", "no", 0)]
         replay(config, "--reason", "orphan")
