@@ -37,7 +37,7 @@ def print_rows(
     else:
         table = Table(caption=caption)
         for name in columns:
-            table.add_column(Text(name))
+            table.add_column(Text(name), overflow="fold")  # never cut: an id may be wanted whole
         for row in rows:
             table.add_row(*(Text("" if value is None else printable(str(value))) for value in row.values()))
         Console().print(table)

@@ -1,6 +1,7 @@
 """Clients and topics against the real broker."""
 
 import os
+import time
 from dataclasses import dataclass
 
 import pytest
@@ -11,6 +12,7 @@ from accrual.kafka import (
     TopicNames,
     check_topics,
     create_topics,
+    first_offsets_since,
     partition_counts,
     partition_of,
     producer,
@@ -91,3 +93,17 @@ def test_reading_to_the_end_sees_committed_records_only(config: Config) -> None:
         client.flush()
         (client.commit_transaction if commit else client.abort_transaction)()
     assert [message.value() for message in read_to_end(config, topic)] == [b"0", b"2"]
+
+
+def test_reading_may_start_where_a_moment_was(config: Config) -> None:
+    create_topics(config)
+    topic = TopicNames(config.topics.prefix).outcomes
+    client = producer(config)
+    for value in (b"before", b"after"):
+        client.produce(topic, key=b"k", value=value, partition=1)
+        assert client.flush(20) == 0
+        time.sleep(0.01)
+    [_, second] = read_to_end(config, topic)
+    moment = second.timestamp()[1]
+    assert [m.value() for m in read_to_end(config, topic, first_offsets_since(config, topic, moment))] == [b"after"]
+    assert list(read_to_end(config, topic, first_offsets_since(config, topic, moment + 1))) == []
