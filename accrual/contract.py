@@ -6,7 +6,6 @@ trusted inside. Payload checks are compiled to msgspec types, so an event costs 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -18,12 +17,11 @@ import msgspec
 import yaml
 
 from accrual.errors import ContractError, Rejected
-from accrual.expression import Node, evaluator, half_away, label_text, outcomes_of, parse
+from accrual.expression import Node, evaluator, label_text, parse
+from accrual.label_rule import Label, inconsistencies, summand
 
 MAX_ID_LENGTH = 128
 CENSORED = "censored"
-LARGEST_SUMMAND = 1e15
-"""Sums are exact, in millionths; what is added must be no larger than this."""
 
 _DURATION = re.compile(r"(\d+)(ms|s|m|h|d|y)")
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "y": 365 * 86400.0}
@@ -78,35 +76,6 @@ class Outcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the outcome event carries."""
 
     values: dict[str, Field]
-
-
-class Label(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
-    """How the label follows from the outcomes that count.
-
-    What one outcome says is the value of `field`, or what `expression` makes of its values, through `map` when there is
-    one. What several say together is the `last` or `first` observed, the `majority`, or the label of the highest of the
-    `thresholds` that the `sum` reaches. There is no label before `complete_when` outcomes count.
-    `sources`, best first: outcomes of a worse source decide nothing once those of a better one give a label.
-    """
-
-    field: str | None = None
-    expression: str | None = None
-    map: dict[str, str] | None = None
-    take: Literal["last", "first", "majority", "sum"] = "last"
-    thresholds: dict[str, float] | None = None
-    complete_when: int = 1
-    sources: list[str] | None = None
-
-    @cached_property
-    def ranks(self) -> dict[str, int]:
-        """Source → its rank, 0 the best; sources that are not there share the rank after the last."""
-        return {source: rank for rank, source in enumerate(self.sources or [])}
-
-    @cached_property
-    def floors(self) -> list[tuple[float, str]]:
-        """The thresholds in whole millionths with their labels, highest first."""
-        floors = ((floor * 1e6, label) for label, floor in (self.thresholds or {}).items())
-        return sorted(((half_away(f) if f > -math.inf else f, label) for f, label in floors), reverse=True)
 
 
 class Lora(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -217,15 +186,13 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
         """
         text = self._text_of(values)
         if text is None:
-            what = (
-                f"values.{self.label.field} is missing" if self.label.field else "label.expression gives null for these"
-            )
+            what = "label.expression is null" if self.label.field is None else f"values.{self.label.field} is missing"
             raise Rejected("invalid_values", f"{what}: the label comes from it")
         if self.label.take == "sum":
-            return self._summand(text)
+            return summand(self.label, text)
         if self.label.map is not None:
             if text not in self.label.map:
-                what = f"values.{self.label.field}" if self.label.field else "label.expression"
+                what = "label.expression" if self.label.field is None else f"values.{self.label.field}"
                 raise Rejected("invalid_values", f"{what} is '{text}'; label.map knows {sorted(self.label.map)}")
             text = self.label.map[text]
         if not self.output.open and text not in self.output.classes:
@@ -237,7 +204,12 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
         """The tree of `label.expression`, if the label comes from one. Raises ContractError."""
         if self.label.expression is None:
             return None
-        return parse(self.label.expression, {name: field.type for name, field in self.outcome.values.items()})
+        return parse(self.label.expression, self.field_types)
+
+    @property
+    def field_types(self) -> dict[str, str]:
+        """The type of each outcome value by its name."""
+        return {name: field.type for name, field in self.outcome.values.items()}
 
     def render(self, inputs: Mapping[str, Any]) -> str:
         """The text a model reads: the template with each `{field}` replaced; what is missing says `unknown`."""
@@ -258,18 +230,6 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
             return str(value + 0.0 if is_number else value)  # which makes -0.0 positive
 
         return text_of
-
-    def _summand(self, text: str) -> str:
-        """A number of a sum. One below zero could take a label back: only where every sum has one is it allowed."""
-        number = float(text)
-        if abs(number) > LARGEST_SUMMAND:
-            raise Rejected("invalid_values", f"the label's sum adds {text}; at most {LARGEST_SUMMAND:.0e} is allowed")
-        if number < 0 and self.label.floors[-1][0] > -math.inf:
-            raise Rejected(
-                "invalid_values",
-                f"the label's sum adds {text}; below 0 needs a threshold of -.inf, so that every sum has a label",
-            )
-        return text
 
     @cached_property
     def _inputs_decoder(self) -> msgspec.json.Decoder[Any]:
@@ -326,7 +286,7 @@ def _inconsistencies(contract: Contract) -> list[tuple[str, str]]:
     classes = contract.output.classes
     if len(set(classes)) < len(classes) or len(classes) < 2:
         found.append(("output.classes", "name at least two classes, each once"))
-    found += _label_inconsistencies(contract)
+    found += inconsistencies(contract.label, contract.field_types, classes, contract.output.open)
     if contract.on_expiry != CENSORED and contract.on_expiry not in classes:
         found.append(("on_expiry", f"'{contract.on_expiry}' is neither `censored` nor one of output.classes"))
     prior = contract.output.prior
@@ -363,64 +323,6 @@ def _inconsistencies(contract: Contract) -> list[tuple[str, str]]:
         ("gate.patience", gate.patience >= 1, "must be at least 1"),
     ]
     return found + [(field, problem) for field, fine, problem in bounds if not fine]
-
-
-def _label_inconsistencies(contract: Contract) -> list[tuple[str, str]]:
-    """What is wrong with the label's rule."""
-    label, fields, classes = contract.label, contract.outcome.values, contract.output.classes
-    if (label.field is None) == (label.expression is None):
-        return [("label", "give exactly one of field (an outcome value) and expression (computed from them)")]
-    found: list[tuple[str, str]] = []
-    where, kind = "label.field", "null"
-    if label.field is not None:
-        if label.field not in fields:
-            return [("label.field", f"'{label.field}' is not in outcome.values ({', '.join(fields)})")]
-        kind = fields[label.field].type
-    else:
-        where = "label.expression"
-        try:
-            tree = contract.expression
-        except ContractError as exc:
-            return [(where, str(exc))]
-        if tree is None or tree.type == "null":
-            return [(where, "is always None; one branch must give a label")]
-        kind = tree.type
-        # A text that is written there must be known; what comes from a field is seen when an outcome comes.
-        of, known = ("output.classes", classes) if label.map is None else ("label.map", label.map)
-        found += [
-            (where, f"'{end.value}' is not one of {of}; add it there")
-            for end in outcomes_of(tree)
-            if end.op == "constant" and end.type == "string" and end.value not in known
-            if label.map is not None or not contract.output.open
-        ]
-    named = [("label.map", label.map.values() if label.map else ()), ("label.thresholds", label.thresholds or ())]
-    found += [
-        (field, f"'{value}' is not one of output.classes; add it there or set output.open: true")
-        for field, values in named
-        for value in values
-        if value not in classes and not contract.output.open
-    ]
-    floors = list((label.thresholds or {}).values())
-    is_sum = label.take == "sum"
-    rules: list[tuple[str, bool, str]] = [
-        (where, not is_sum or kind in ("number", "integer"), f"is a {kind}; `take: sum` adds numbers"),
-        ("label.map", not (is_sum and label.map), "has no use with `take: sum`: label.thresholds names the labels"),
-        ("label.thresholds", is_sum or label.thresholds is None, "needs `take: sum`"),
-        ("label.thresholds", not is_sum or bool(floors), "`take: sum` needs it: label → the least sum that has it"),
-        ("label.thresholds", len(set(floors)) == len(floors), "two labels have the same least sum"),
-        (
-            "label.thresholds",
-            all(floor == -math.inf or abs(floor) <= LARGEST_SUMMAND for floor in floors),
-            f"are numbers of at most {LARGEST_SUMMAND:.0e}, or -.inf for a label that every sum has",
-        ),
-        ("label.complete_when", label.complete_when >= 1, "must be at least 1"),
-        (
-            "label.sources",
-            label.sources is None or 0 < len(set(label.sources)) == len(label.sources),
-            "names at least one source, each once, the best first; or leave it out",
-        ),
-    ]
-    return found + [(field, problem) for field, fine, problem in rules if not fine]
 
 
 def _microseconds(duration: str) -> int:

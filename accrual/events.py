@@ -94,7 +94,7 @@ class GroundTruth(msgspec.Struct, frozen=True, kw_only=True):
     """A labeled (or expired) prediction: what the join says of it once its label is known, and again at each revision.
 
     `status` is `labeled` (an outcome came) or `expired` (the horizon passed; `label` is then what the contract says,
-    null if censored). `revision` is the number of distinct outcomes that count: 0 for expired, 1 for the first, rising;
+    null if censored). `revision` is the number of distinct outcomes that count, and 0 for an expired one: it rises, and
     the row with the highest revision is the current one. It depends on the set of events only, not on their order.
     An expired one has no outcome: `observed_at` and `source` are None, `values` is NULL.
     """

@@ -16,7 +16,7 @@ import msgspec
 
 from accrual.contract import CENSORED, Contract
 from accrual.events import NULL, GroundTruth, Outcome, Prediction, instant, microseconds
-from streams.label import Decision, Seen, decide, is_complete, is_same, keep
+from streams.label import Decision, Seen, decide, is_same, keep
 
 
 class Said(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -221,7 +221,10 @@ def _is_known(entry: Entry, seen: Seen) -> bool:
 
 
 def _may_expire(entry: Entry, contract: Contract) -> bool:
-    return not entry.expired and not is_complete(contract.label, entry.kept, entry.revision)
+    if entry.expired:
+        return False
+    rule = contract.label
+    return entry.revision < rule.complete_when or (rule.take == "sum" and decision(entry, contract) is None)
 
 
 def _labeled(entry: Entry, said: Said, contract: Contract, prediction_id: str) -> GroundTruth | None:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from accrual.contract import Label
 from accrual.expression import half_away
+from accrual.label_rule import Label
 
 
 class Seen(msgspec.Struct, frozen=True, array_like=True, gc=False, order=True):
@@ -51,20 +51,15 @@ def keep(rule: Label, outcomes: tuple[Seen, ...]) -> tuple[Seen, ...]:
     return (min(outcomes),) if rule.take == "first" else tuple(sorted(outcomes))
 
 
-def is_complete(rule: Label, kept: Sequence[Seen], count: int) -> bool:
-    """Whether there is a label: enough outcomes count, and they add up to enough where that matters."""
-    return count >= rule.complete_when and (rule.take != "sum" or _highest_reached(rule, kept) is not None)
-
-
 def decide(rule: Label, kept: Sequence[Seen], count: int) -> Decision | None:
-    """The label by the outcomes that were kept of `count`, or None if there is none (`is_complete`)."""
+    """The label by the outcomes that were kept of `count`, or None: they are too few, or add up to too little."""
     if count < rule.complete_when:
         return None
     if rule.take == "sum":
         return _highest_reached(rule, kept)
     if rule.take == "majority":
         return _most_frequent(kept)
-    [seen] = kept
+    [seen] = kept if len(kept) == 1 else keep(rule, tuple(kept))  # by another rule more may have been kept
     return Decision(seen.says, seen)
 
 

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from accrual.contract import CENSORED, Contract, Label, load_contract
+from accrual.contract import CENSORED, Contract, load_contract
+from accrual.label_rule import Label
 
 app = typer.Typer(
     help="Contracts: what a stream's events hold, what the label is, when it is final.", no_args_is_help=True

@@ -106,6 +106,11 @@ def test_an_error_names_line_field_and_fix(tmp_path: Path, old: str, new: str, f
             "label.thresholds",
             "same least sum",
         ),
+        (
+            {"field": "amount", "take": "sum", "thresholds": {"paid": 0.1, "charged_off": 0.1 + 1e-9}},
+            "label.thresholds",
+            "same least sum",
+        ),
         ({"field": "amount", "take": "sum", "thresholds": {"paid": float("nan")}}, "label.thresholds", "at most 1e+15"),
         (
             {"field": "amount", "take": "sum", "thresholds": {"paid": 1}, "map": {"1.0": "paid"}},
@@ -160,7 +165,7 @@ def test_an_expression_gives_the_label(tmp_path: Path) -> None:
     with pytest.raises(Rejected, match="label 'Current' is not one of output"):
         rule.label_of({"status": "Current"})
     nothing = load_contract(_with_label(tmp_path, {"expression": "'paid' if amount > 1 else None"}))
-    with pytest.raises(Rejected, match=r"label\.expression gives null"):
+    with pytest.raises(Rejected, match=r"label\.expression is null"):
         nothing.label_of({"status": "Current"})
     mapped = load_contract(_with_label(tmp_path, {"expression": "amount > 1", "map": {"True": "paid"}}))
     assert mapped.label_of({"amount": 2.0}) == "paid"

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accrual.contract import Contract, Label
+from accrual.contract import Contract
 from accrual.events import NULL, GroundTruth, Outcome, Prediction, encode, instant, microseconds
+from accrual.label_rule import Label
 from streams.join import (
     Entry,
     Letter,
@@ -21,6 +22,7 @@ from streams.join import (
     advance,
     apply_outcome,
     apply_prediction,
+    decision,
     due,
     on_time,
     pack,
@@ -363,6 +365,16 @@ def test_an_outcome_is_known_again_when_the_contract_has_changed_what_it_says() 
     run.contract = contract(label={"field": "status", "map": {"paid": "lost"}})
     run.feed(outcome(1))
     assert run.dropped == ["duplicate_outcome"]
+
+
+def test_what_was_kept_for_another_rule_still_has_a_label() -> None:
+    run = Run(contract(label={"field": "status", "take": "majority"}))
+    for event in (prediction(), outcome(1), outcome(2), outcome(3, "lost")):
+        run.feed(event)
+    assert run.entry is not None
+    decided = decision(run.entry, contract())
+    assert decided is not None
+    assert decided.label == "lost"
 
 
 def test_an_orphan_is_given_up_one_by_one_and_keeps_its_record() -> None:
