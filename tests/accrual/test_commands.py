@@ -27,6 +27,17 @@ def test_a_contract_is_checked_and_said_in_words() -> None:
     assert "after 548d is labeled 'paid'" in done.stdout
 
 
+def test_a_rule_for_labels_is_said_in_words(tmp_path: Path) -> None:
+    path = tmp_path / "ranked.yaml"
+    text = (ROOT / "schemas/contracts/support-intents.yaml").read_text()
+    rule = "field: intent\n  take: majority\n  complete_when: 3\n  sources: [agent, click]"
+    path.write_text(text.replace("field: intent", rule))
+    done = accrual("contract", "check", str(path))
+    assert (
+        "the label is what most outcomes say by values.intent, by the best source of agent, click, once 3 outcomes count."
+    ) in done.stdout
+
+
 def test_a_broken_contract_ends_with_line_and_fix(tmp_path: Path) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text((ROOT / "schemas/contracts/credit-risk.yaml").read_text().replace("horizon: 548d", "horizon: 18m0"))
