@@ -1,131 +1,226 @@
-"""How many events the join worker handles a second of its own CPU, exactly once, beside a loop that only reads them.
+"""How many events the join handles a second of one core, exactly once, beside what else could do it.
 
-    python bench/join.py [--predictions 200000]
+    python bench/join.py                                 backlog: 2M predictions and 2M outcomes, 5 rounds
+    python bench/join.py --half-load                     and then event to ground truth at half the rate reached
+    python bench/join.py --delay-outcomes                each outcome a million predictions after its own
+    python bench/join.py --pending 10000000 --peers none     memory with ten million predictions without outcome
+    python bench/join.py --predictions 50000 --rounds 1 --peers kafka-streams        a quick look
 
-Needs a broker at `kafka.bootstrap_servers` (`accrual broker start`); makes topics of its own and leaves them. Half the
-events are predictions, half outcomes; 1% come twice. The baseline is the least any worker must do: consume the same
-records in batches and decode them with the same checks. The output is checked: each id labeled exactly once.
+It starts a development broker of its own, on a core of its own, in a temporary folder; the worker gets another core. In
+each round every contender reads the same topics, one after the other, from its start with empty state to the last
+commit; what it wrote is then compared with what must be there. The table is in Markdown, medians over the rounds.
+docs/performance.md says what each contender is and does.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import resource
-import signal
-import subprocess
-import sys
+import json
+import math
 import tempfile
 import time
-import uuid
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import median
 
-import msgspec
+from arena import Arena, Cost
+from check import Verdict, delays_ms, verdict
+from contenders import CONTENDERS, PEERS, Contender
+from load import STEP, Load, Produced, produce
 from machine import machine
+from measure import percentile
+from report import Delay, Result, table
 
-from accrual.config import Config, load_config
-from accrual.contract import load_contracts
-from accrual.events import Outcome, Prediction, decode_ground_truth, encode, read_outcome, read_prediction
-from accrual.kafka import OFFSET_BEGINNING, TopicNames, TopicPartition, consumer, create_topics, producer, read_to_end
+from accrual.config import Config
 
-INPUTS = msgspec.Raw(encode({"text": "I still have not received my new card, I ordered over a week ago."}))
-OUTPUT = msgspec.Raw(encode({"label": "card_arrival", "probabilities": {f"intent_{n}": 0.25 for n in range(4)}}))
-VALUES = msgspec.Raw(encode({"intent": "card_arrival"}))
-START = datetime(2026, 2, 1, tzinfo=UTC)
+PACED_S, SETTLE_S = 30, 5  # of the half load: seconds of events, of which the first are not counted
 
 
 def main() -> None:
-    """Produce, read with the baseline, join with a worker process, check, print."""
+    """Run what was asked for and print the table."""
+    given = _arguments()
+    contenders = [CONTENDERS[name] for name in ("accrual", "read-only", *given.peers)]
+    results: list[Result] = []
+    delays: list[Delay] = []
+    with tempfile.TemporaryDirectory(prefix="accrual-bench-", dir=given.folder) as folder, Arena(Path(folder)) as arena:
+        print(arena.layout, flush=True)
+        if given.pending:
+            scenario = _pending(arena, contenders, given)
+        elif given.delay_outcomes:
+            scenario = _delayed(arena, contenders, given)
+        else:
+            scenario = _backlog(arena, contenders, given)
+        for result in scenario:
+            results.append(result)
+            _say(result)
+        if given.half_load:
+            for contender in contenders:
+                if contender.name != "read-only":
+                    rate = median(r.cost.rate for r in results if r.contender == contender.name) / 2
+                    delays.append(_half_load(arena, contender, rate))
+    print(f"\n{table(results, delays)}\n\n{_conditions(given)}")
+    if given.json:
+        written = {
+            "conditions": _conditions(given),
+            "runs": [result.as_dict() for result in results],
+            "half_load": [vars(delay) for delay in delays],
+        }
+        given.json.write_text(json.dumps(written, indent=1) + "\n")
+
+
+def _backlog(arena: Arena, contenders: Sequence[Contender], given: argparse.Namespace) -> Iterator[Result]:
+    """All events are there when the worker starts. Slow contenders get fewer."""
+    inputs: dict[bool, tuple[Config, Load]] = {}
+    for slow in sorted({contender.slow for contender in contenders}):
+        predictions = _whole_steps(given.predictions / (given.slower if slow else 1))
+        load = Load(predictions, predictions)
+        config = arena.inputs("few" if slow else "all")
+        _announce(produce(config, load, range(load.steps)))
+        inputs[slow] = config, load
+    for number in range(given.rounds):
+        for contender in contenders:
+            config, load = inputs[contender.slow]
+            with arena.run(contender, config) as run:
+                run.start()
+                cost = run.drain()
+                run.stop()
+                yield Result(contender.name, number, cost, _verdict(config, run.output, load))
+
+
+def _delayed(arena: Arena, contenders: Sequence[Contender], given: argparse.Namespace) -> Iterator[Result]:
+    """The worker has taken in `--delay-outcomes` predictions, and is stopped. From then on outcomes come too.
+
+    What is measured begins when it is started again. Inputs are produced anew for every run, for the second part must
+    not be there while the worker takes in the first.
+    """
+    for number in range(given.rounds):
+        for contender in contenders:
+            share = given.slower if contender.slow else 1
+            answered, ahead = _whole_steps(given.predictions / share), _whole_steps(given.delay_outcomes / share)
+            load = Load(answered + ahead, answered, ahead)
+            config = arena.inputs(f"delayed-{contender.name}-{number}")
+            with arena.run(contender, config) as run:
+                produce(config, load, range(ahead // STEP), title=f"{contender.name}: ahead")
+                run.start()
+                run.drain()
+                run.stop()
+                produce(config, load, range(ahead // STEP, load.steps), title=f"{contender.name}: the rest")
+                run.start()
+                cost = run.drain()
+                run.stop()
+                yield Result(contender.name, number, cost, _verdict(config, run.output, load))
+            arena.drop_inputs(config)
+
+
+def _pending(arena: Arena, contenders: Sequence[Contender], given: argparse.Namespace) -> Iterator[Result]:
+    """Predictions without outcomes: what they cost, above all in memory."""
+    for contender in contenders:
+        load = Load(_whole_steps(given.pending / (given.slower if contender.slow else 1)), 0)
+        config = arena.inputs(f"pending-{contender.name}")
+        _announce(produce(config, load, range(load.steps)))
+        for number in range(given.rounds):
+            with arena.run(contender, config) as run:
+                run.start()
+                cost = run.drain()
+                run.stop()
+                yield Result(contender.name, number, cost, _verdict(config, run.output, load))
+        arena.drop_inputs(config)
+
+
+def _half_load(arena: Arena, contender: Contender, rate: float) -> Delay:
+    """Events come at `rate` a second for half a minute; the worker is up and has seen some."""
+    predictions = _whole_steps(max(rate * PACED_S / 2, 10 * STEP))
+    load = Load(predictions, predictions)
+    config = arena.inputs(f"paced-{contender.name}")
+    first = range(max(1, round(SETTLE_S / PACED_S * load.steps)))
+    with arena.run(contender, config) as run:
+        assert run.output is not None
+        run.start()
+        produce(config, load, range(1), rate, f"{contender.name}: first events")
+        run.drain()
+        produce(config, load, range(1, first.stop), rate, f"{contender.name}: settling")
+        begin_ms = int(time.time() * 1000)  # the broker's clock is this machine's
+        produce(config, load, range(first.stop, load.steps), rate, f"{contender.name}: half load")
+        run.drain()
+        run.stop()
+        delays = delays_ms(config, run.output, load, begin_ms)
+    arena.drop_inputs(config)
+    return Delay(contender.name, rate, percentile(delays, 0.5), percentile(delays, 0.99), len(delays))
+
+
+def _verdict(config: Config, output: str | None, load: Load) -> Verdict | None:
+    return verdict(config, output, load) if output else None
+
+
+def _whole_steps(ids: float) -> int:
+    return math.ceil(ids / STEP) * STEP
+
+
+def _announce(produced: Produced) -> None:
+    print(
+        f"{produced.events:,} events: predictions of {produced.prediction_bytes:.0f} bytes,"
+        f" outcomes of {produced.outcome_bytes:.0f}",
+        flush=True,
+    )
+
+
+def _say(result: Result) -> None:
+    cost: Cost = result.cost
+    print(
+        f"round {result.round + 1} {result.contender:14} {cost.per_cpu_s:10,.0f} events/CPU-s, warm {cost.warm_per_cpu_s:9,.0f}"
+        f" {cost.cpu_s:7.1f} CPU s {cost.wall_s:7.1f} s {cost.peak_mib:6,.0f} MiB"
+        f" broker {cost.broker_cpu_s:6.1f} CPU s  {result.verdict or ''}",
+        flush=True,
+    )
+
+
+def _conditions(given: argparse.Namespace) -> str:
+    return f"{given.rounds} rounds; {machine()}"
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--predictions", type=int, default=200_000, help="and as many outcomes (default: %(default)s)")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as state:
-        config = load_config(state=state, topics={"prefix": f"bench-{uuid.uuid4().hex[:8]}"})
-        create_topics(config)
-        events = _produce(config, arguments.predictions)
-        baseline_cpu = _read_only(config, events)
-        cpu, wall, resident = _join(config, arguments.predictions)
-    print(f"{'':22}{'events/CPU-s':>14}{'CPU s':>9}{'wall s':>9}{'RSS MiB':>9}")
-    print(f"{'join worker':22}{events / cpu:14,.0f}{cpu:9.1f}{wall:9.1f}{resident:9.0f}")
-    print(f"{'read and decode only':22}{events / baseline_cpu:14,.0f}{baseline_cpu:9.1f}")
-    print(f"ratio {baseline_cpu / cpu:.2f}; {events} events, {arguments.predictions} ids, each labeled exactly once")
-    print(machine())
-
-
-def _produce(config: Config, predictions: int) -> int:
-    names = TopicNames(config.topics.prefix)
-    client = producer(config, **{"queue.buffering.max.messages": 1_000_000, "linger.ms": 50})
-    sent = 0
-    for number in range(predictions):
-        prediction_id = f"{config.topics.prefix}-{number:09d}"
-        moment = START + timedelta(milliseconds=number)
-        prediction = Prediction(
-            prediction_id=prediction_id,
-            stream="support-intents",
-            model="support-intents@0",
-            predicted_at=moment,
-            inputs=INPUTS,
-            output=OUTPUT,
-        )
-        outcome = Outcome(
-            prediction_id=prediction_id,
-            stream="support-intents",
-            observed_at=moment + timedelta(hours=1),
-            values=VALUES,
-        )
-        for _ in range(2 if number % 100 == 0 else 1):
-            client.produce(names.predictions, encode(prediction), prediction_id.encode())
-            client.produce(names.outcomes, encode(outcome), prediction_id.encode())
-            sent += 2
-        if number % 10_000 == 0:
-            client.poll(0)
-    client.flush(120)
-    return sent
-
-
-def _read_only(config: Config, events: int) -> float:
-    names = TopicNames(config.topics.prefix)
-    contracts = load_contracts(Path(config.contracts))
-    reader = consumer(config, f"{config.topics.prefix}.baseline")
-    reader.assign(
-        [
-            TopicPartition(topic, partition, OFFSET_BEGINNING)
-            for topic in (names.predictions, names.outcomes)
-            for partition in range(config.topics.partitions)
-        ]
+    parser.add_argument(
+        "--predictions", type=int, default=2_000_000, metavar="N", help="and as many outcomes (default: %(default)s)"
     )
-    started, seen = time.process_time(), 0
-    while seen < events:
-        for message in reader.consume(20_000, 1.0):
-            read = read_prediction if message.topic() == names.predictions else read_outcome
-            read(message.value(), message.key(), message.timestamp()[1], contracts)
-            seen += 1
-    cpu = time.process_time() - started
-    reader.close()
-    return cpu
-
-
-def _join(config: Config, predictions: int) -> tuple[float, float, float]:
-    """CPU seconds, wall seconds and peak resident MiB of one worker from its start to the last row it owes."""
-    started = time.monotonic()
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "streams", "worker"], env={**os.environ, **config.environment()}, start_new_session=True
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--peers",
+        type=_peers,
+        default=PEERS,
+        metavar="A,B",
+        help=f"which of {', '.join(PEERS)}; or none (default: all)",
     )
-    topic = TopicNames(config.topics.prefix).ground_truth
-    deadline = started + 600
-    while (rows := sum(1 for _ in read_to_end(config, topic, 120))) < predictions:
-        if time.monotonic() > deadline or worker.poll() is not None:
-            raise SystemExit(f"the worker stopped at {rows} of {predictions} rows")
-        time.sleep(1.0)
-    wall = time.monotonic() - started
-    worker.send_signal(signal.SIGTERM)
-    worker.wait(30)
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    ids = [decode_ground_truth(message.value() or b"").prediction_id for message in read_to_end(config, topic, 120)]
-    if len(ids) != predictions or len(set(ids)) != predictions:
-        raise SystemExit(f"wrong: {len(ids)} rows of {len(set(ids))} ids; expected {predictions}, each once")
-    return used.ru_utime + used.ru_stime, wall, used.ru_maxrss / 1024
+    parser.add_argument(
+        "--slower", type=int, default=20, metavar="K", help="quix and faust get one Kth of the events (default: 20)"
+    )
+    parser.add_argument(
+        "--half-load", action="store_true", help="then measure event to ground truth at half the rate reached"
+    )
+    scenario = parser.add_mutually_exclusive_group()
+    scenario.add_argument(
+        "--delay-outcomes",
+        type=int,
+        nargs="?",
+        const=1_000_000,
+        metavar="N",
+        help="every outcome comes N predictions after its own (1000000 unless given): state on disk",
+    )
+    scenario.add_argument("--pending", type=int, metavar="N", help="N predictions and no outcomes")
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="for the temporary files, gigabytes at full size")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every run's figures there")
+    given = parser.parse_args()
+    if given.half_load and (given.pending or given.delay_outcomes):
+        parser.error("--half-load goes with the backlog: leave out --delay-outcomes and --pending")
+    return given
+
+
+def _peers(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(",")) if text != "none" else ()
+    unknown = [name for name in names if name not in PEERS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; there are {', '.join(PEERS)}, none")
+    return names
 
 
 if __name__ == "__main__":

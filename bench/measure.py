@@ -1,0 +1,90 @@
+"""What a process costs, and how values spread."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time that all threads of a process have used, user and system."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def peak_mib(pid: int) -> float:
+    """The most memory a process had resident so far (VmHWM), in MiB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    [line] = [line for line in status.splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) / 1024
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest of the values that at least `share` (0 to 1) of them do not exceed; NaN of none."""
+    if not values:
+        return float("nan")
+    ordered = sorted(values)
+    return ordered[max(0, -(-len(ordered) * round(share * 1000) // 1000) - 1)]
+
+
+def cores() -> tuple[int, int, int]:
+    """A core for the broker, one for the worker, one for the bench itself; the same one where there are too few."""
+    there = sorted(os.sched_getaffinity(0))
+    broker, worker = there[0], there[min(1, len(there) - 1)]
+    return broker, worker, there[2] if len(there) > 2 else broker
+
+
+@contextmanager
+def on_core(core: int) -> Iterator[None]:
+    """What this thread starts meanwhile runs on this core."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+class Worker:
+    """A contender's process, alone on its core; what it says goes to `log`."""
+
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str], cwd: Path, log: Path, core: int) -> None:
+        self.log = log
+        with on_core(core), log.open("wb") as out:
+            self._process = subprocess.Popen(
+                argv,
+                env={**os.environ, **env},
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.started_at = time.monotonic()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def check(self) -> None:
+        """End the bench with the last lines of the log when the process has ended."""
+        if self._process.poll() is not None:
+            last = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
+            raise SystemExit(f"the worker ended with {self._process.returncode}:\n{last}")
+
+    def stop(self) -> None:
+        """End it: politely, and after 30 s by force."""
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
