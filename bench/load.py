@@ -107,7 +107,12 @@ def expected_label(n: int) -> str:
 def produce(config: Config, load: Load, steps: range, rate: float | None = None, title: str = "producing") -> Produced:
     """Produce these steps of a load into the input topics, at `rate` events a second (None: as fast as it goes)."""
     names = TopicNames(config.topics.prefix)
-    properties = {"queue.buffering.max.messages": 500_000, "compression.type": "lz4", "batch.size": 1 << 20}
+    properties = {
+        "queue.buffering.max.messages": 500_000,
+        "compression.type": "lz4",
+        "batch.size": 1 << 20,
+        "log_level": 3,
+    }
     client = producer(config, **properties, **{"linger.ms": 5 if rate else 50})
     events, sizes, counts = 0, [0, 0], [0, 0]
     started = time.perf_counter()
