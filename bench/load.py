@@ -111,9 +111,10 @@ def produce(config: Config, load: Load, steps: range, rate: float | None = None,
         "queue.buffering.max.messages": 500_000,
         "compression.type": "lz4",
         "batch.size": 1 << 20,
+        "linger.ms": 5 if rate else 50,
         "log_level": 3,
     }
-    client = producer(config, **properties, **{"linger.ms": 5 if rate else 50})
+    client = producer(config, **properties)
     events, sizes, counts = 0, [0, 0], [0, 0]
     started = time.perf_counter()
     with _progress() as progress:
