@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PARTITIONS = 4
 LOOK_S = 0.2
 STUCK_S = 180.0
+SHORT_S = 2.0  # what is committed in one go, a fifth of a second of work, must be little beside it
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Cost:
     """What a stretch of work cost: events, seconds of the worker's CPU, of the clock and of the broker's CPU.
 
     All of it counts the worker's start. `warm_per_cpu_s` and `rate` do not: they are events a second of the worker's
-    CPU and of the clock in the second half of the work. `peak_mib` is the most memory so far.
+    CPU and of the clock in the second half of the work; the first is NaN when that half was too short to tell. `peak_mib`
+    is the most memory so far.
     """
 
     events: int
@@ -216,13 +218,9 @@ class Run:
             wall_s=ended - worker.started_at,
             broker_cpu_s=arena.broker_cpu_s() - broker_cpu,
             peak_mib=peak_mib(worker.pid),
-            warm_per_cpu_s=_per(done - half, cpu - half_cpu),
-            rate=_per(done - half, ended - half_at),
+            warm_per_cpu_s=(done - half) / (cpu - half_cpu) if cpu - half_cpu >= SHORT_S else math.nan,
+            rate=(done - half) / (ended - half_at) if done > half else total / (ended - worker.started_at),
         )
-
-
-def _per(events: int, seconds: float) -> float:
-    return events / seconds if seconds > 0 else math.nan
 
 
 def _input_topics(config: Config) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -68,7 +69,7 @@ def table(results: Sequence[Result], delays: Sequence[Delay], reference: str = "
             f"{runs[0].cost.events:,}",
             f"{speed[name]:,.0f}",
             _ratio(speed, name, reference),
-            f"{warm[name]:,.0f}",
+            _figure(warm[name], ",.0f"),
             _ratio(warm, name, reference),
             f"{_median(runs, 'cpu_s'):,.1f}",
             f"{_median(runs, 'wall_s'):,.1f}",
@@ -82,7 +83,11 @@ def table(results: Sequence[Result], delays: Sequence[Delay], reference: str = "
 
 
 def _ratio(figures: dict[str, float], name: str, reference: str) -> str:
-    return f"{figures[name] / figures[reference]:.2f}" if reference in figures else ""
+    return _figure(figures[name] / figures.get(reference, math.nan), ".2f")
+
+
+def _figure(value: float, form: str) -> str:
+    return "" if math.isnan(value) else f"{value:{form}}"
 
 
 def _median(runs: Sequence[Result], what: str) -> float:
