@@ -43,5 +43,6 @@ constraints: $(STAMP) ## pin anew all versions that pyproject.toml allows (needs
 
 clean: ## remove what set-up, runs and tools left in the checkout
 	@if [ -x $(BIN)/accrual ]; then $(BIN)/accrual broker stop; fi
-	rm -rf .venv .accrual .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache report.html
+	rm -rf .venv .accrual .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache report.html \
+		bench/peers/kafka_streams/target
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -31,8 +31,8 @@ class Cost:
     """What a stretch of work cost: events, seconds of the worker's CPU, of the clock and of the broker's CPU.
 
     All of it counts the worker's start. `warm_per_cpu_s` and `rate` do not: they are events a second of the worker's
-    CPU and of the clock in the second half of the work; the first is NaN when that half was too short to tell. `peak_mib`
-    is the most memory so far.
+    CPU and of the clock in the second half of the work; the first is NaN when that half was too short to tell.
+    `peak_mib` is the most memory so far.
     """
 
     events: int
@@ -209,7 +209,8 @@ class Run:
                 if halfway is None and done >= (before + total) / 2:
                     halfway = done, cpu_seconds(worker.pid), now
             elif now - moved_at > STUCK_S:
-                raise SystemExit(f"nothing was committed for {STUCK_S:.0f} s, {done} of {total} events; {worker.log}")
+                stuck = f"{done} of {total} events are committed, and no more for {STUCK_S:.0f} s"
+                raise SystemExit(f"{stuck}:\n{worker.last_words()}")
         cpu, ended = cpu_seconds(worker.pid), time.monotonic()
         half, half_cpu, half_at = halfway or (done, cpu, ended)
         return Cost(

@@ -17,6 +17,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -39,6 +41,7 @@ PACED_S, SETTLE_S = 30, 5  # of the half load: seconds of events, of which the f
 def main() -> None:
     """Run what was asked for and print the table."""
     given = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # the broker and the worker end with the bench
     contenders = [CONTENDERS[name] for name in ("accrual", "read-only", *given.peers)]
     results: list[Result] = []
     delays: list[Delay] = []
@@ -145,7 +148,7 @@ def _half_load(arena: Arena, contender: Contender, rate: float) -> Delay:
         run.stop()
         delays = delays_ms(config, run.output, load, begin_ms)
     arena.drop_inputs(config)
-    return Delay(contender.name, rate, percentile(delays, 0.5), percentile(delays, 0.99), len(delays))
+    return Delay(contender.name, rate, percentile(delays, 50), percentile(delays, 99), len(delays))
 
 
 def _verdict(config: Config, output: str | None, load: Load) -> Verdict | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -26,12 +27,11 @@ def peak_mib(pid: int) -> float:
     return int(line.split()[1]) / 1024
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest of the values that at least `share` (0 to 1) of them do not exceed; NaN of none."""
+def percentile(values: Sequence[float], percent: int) -> float:
+    """The smallest of the values that at least `percent` of a hundred do not exceed; NaN of none."""
     if not values:
-        return float("nan")
-    ordered = sorted(values)
-    return ordered[max(0, -(-len(ordered) * round(share * 1000) // 1000) - 1)]
+        return math.nan
+    return sorted(values)[max(0, -(-len(values) * percent // 100) - 1)]
 
 
 def cores() -> tuple[int, int, int]:
@@ -56,7 +56,7 @@ class Worker:
     """A contender's process, alone on its core; what it says goes to `log`."""
 
     def __init__(self, argv: Sequence[str], env: Mapping[str, str], cwd: Path, log: Path, core: int) -> None:
-        self.log = log
+        self._log = log
         with on_core(core), log.open("wb") as out:
             self._process = subprocess.Popen(
                 argv,
@@ -75,10 +75,13 @@ class Worker:
         return self._process.pid
 
     def check(self) -> None:
-        """End the bench with the last lines of the log when the process has ended."""
+        """End the bench when the process has ended."""
         if self._process.poll() is not None:
-            last = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
-            raise SystemExit(f"the worker ended with {self._process.returncode}:\n{last}")
+            raise SystemExit(f"the worker ended with {self._process.returncode}:\n{self.last_words()}")
+
+    def last_words(self) -> str:
+        """The end of its log."""
+        return "\n".join(self._log.read_text(errors="replace").splitlines()[-15:])
 
     def stop(self) -> None:
         """End it: politely, and after 30 s by force."""
