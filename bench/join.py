@@ -169,9 +169,10 @@ def _announce(produced: Produced) -> None:
 
 def _say(result: Result) -> None:
     cost: Cost = result.cost
+    warm = "" if math.isnan(cost.warm_per_cpu_s) else f", {cost.warm_per_cpu_s:,.0f} once warm"
     print(
         f"round {result.round + 1} {result.contender:14}"
-        f" {cost.per_cpu_s:9,.0f} events/CPU-s (once warm {cost.warm_per_cpu_s:,.0f});"
+        f" {cost.per_cpu_s:9,.0f} events/CPU-s{warm};"
         f" {cost.cpu_s:7.1f} CPU s {cost.wall_s:7.1f} s {cost.peak_mib:6,.0f} MiB"
         f" broker {cost.broker_cpu_s:6.1f} CPU s  {result.verdict or ''}",
         flush=True,
