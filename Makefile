@@ -10,7 +10,7 @@ SOURCES := accrual streams consumers trainer examples tests bench scripts
 export PYTHON TORCH
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test kill-tests lint types constraints clean
+.PHONY: help setup demo test kill-tests chaos lint types constraints clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test: $(STAMP) ## run all tests; ARGS="-m 'not slow'" for the quick ones
 
 kill-tests: $(STAMP) ## kill -9 every worker at random moments, COUNT times each (20 unless given)
 	@ACCRUAL_KILL_COUNT=$(or $(COUNT),20) $(BIN)/python -m pytest tests/system/test_kill.py $(ARGS)
+
+chaos: $(STAMP) ## faults of all kinds, SEEDS=200 times (10 unless given), FROM=0; see docs/chaos.md
+	@$(BIN)/python -m tests.chaos.run --seeds $(or $(SEEDS),10) --from $(or $(FROM),0)
 
 lint: $(STAMP) ## style, formatting and import rules
 	@$(BIN)/ruff check $(wildcard $(SOURCES))
