@@ -106,8 +106,7 @@ def _churn(cluster: Cluster, fault: Fault, rng: random.Random) -> float:
     while time.monotonic() < end:
         worker.start()
         time.sleep(rng.uniform(1.5, 4))
-        leave = rng.choice([worker.stop, worker.kill])
-        leave()
+        _end(worker, rng)
         time.sleep(rng.uniform(0, 2))
     return time.monotonic()
 
@@ -125,7 +124,7 @@ def _disk(cluster: Cluster, fault: Fault, rng: random.Random) -> float:
             pass  # full, as it should be
     time.sleep(fault.seconds / 2)
     if rng.random() < 0.7:
-        rng.choice([worker.stop, worker.kill])()
+        _end(worker, rng)
         worker.start()
     time.sleep(fault.seconds / 2 + 2)
     ballast.unlink()
@@ -162,7 +161,7 @@ def _delete(cluster: Cluster, fault: Fault, rng: random.Random) -> float:
         free_of_state(worker)
         time.sleep(fault.seconds)
         return time.monotonic()
-    rng.choice([worker.stop, worker.kill])()
+    _end(worker, rng)
     free_of_state(worker)
     time.sleep(fault.seconds)
     return _started(worker)
@@ -171,7 +170,7 @@ def _delete(cluster: Cluster, fault: Fault, rng: random.Random) -> float:
 def _corrupt(cluster: Cluster, fault: Fault, rng: random.Random) -> float:
     """A clean stop writes the cache to disk, a kill leaves only what was written before: both are damaged."""
     worker = cluster.worker(fault.lane)
-    rng.choice([worker.stop, worker.stop, worker.kill])()
+    _end(worker, rng)
     files = sorted(
         path for path in worker.state.glob("join/*/*/*/*") if path.suffix == ".sst" or path.name.startswith("MANIFEST")
     )
@@ -198,6 +197,14 @@ def faketime_library() -> Path | None:
     places = [Path(found.origin).parent / "vendor/libfaketime/src/libfaketime.so.1"] if found and found.origin else []
     places += Path("/usr/lib").glob("*/faketime/libfaketime.so.1")
     return next((place for place in places if place.exists()), None)
+
+
+def _end(worker: Worker, rng: random.Random) -> None:
+    """Cleanly or not; a worker that does not end on SIGTERM is killed."""
+    if rng.random() < 0.5:
+        worker.stop()
+    else:
+        worker.kill()
 
 
 def _started(worker: Worker) -> float:

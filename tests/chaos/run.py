@@ -199,7 +199,9 @@ def _tell(config: Config, number: int) -> None:
         time.sleep(max(0.0, started + sending.hour / HOURS_PER_SECOND - time.monotonic()))
         _send(config, client, sending)
     client.flush(60)
-    astray = Counter((s.topic, s.key, s.value) for s in told.events if s.partition is not None)
+    astray = Counter[tuple[str, bytes | None, bytes | None]](
+        (s.topic, s.key, s.value) for s in told.events if s.partition is not None
+    )
     _eventually(lambda: not astray - _at_home(config), SETTLED_WITHIN_S)
     for part in (told.rest, told.tides, told.aftermath):
         for sending in part:

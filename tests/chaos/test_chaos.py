@@ -1,0 +1,40 @@
+"""A few seeds of the chaos suite; `make chaos SEEDS=200` runs many. ACCRUAL_CHAOS_SEEDS sets how many here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from accrual.broker import DevelopmentBroker
+from tests.chaos.faults import KINDS, plan
+from tests.chaos.run import own_broker, run_seed
+
+SEEDS = range(int(os.environ.get("ACCRUAL_CHAOS_SEEDS", "2")))
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[DevelopmentBroker, int]]:
+    """A broker of the suite's own: it is killed."""
+    with own_broker(tmp_path_factory.mktemp("broker")) as owned:
+        yield owned
+
+
+@pytest.mark.system
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_nothing_is_lost_doubled_or_wrong(broker: tuple[DevelopmentBroker, int], seed: int, tmp_path: Path) -> None:
+    result = run_seed(seed, *broker, tmp_path / f"seed-{seed}")
+    assert result.injected
+    assert result.verdict.compared > 4_000
+    assert result.verdict.clean, result.report()
+
+
+def test_a_plan_follows_from_its_seed_and_every_kind_of_fault_comes_up() -> None:
+    assert [plan(seed) for seed in range(50)] == [plan(seed) for seed in range(50)]
+    assert plan(1) != plan(2)
+    assert {fault.kind for seed in range(20) for fault in plan(seed)} == KINDS.keys()
+    assert all(plan(seed) for seed in range(1000))
