@@ -227,7 +227,10 @@ class _Session:
             if error is not None:
                 if error.code() != KafkaError._PARTITION_EOF:
                     raise KafkaException(error)
-                self._drained.add(place)
+                # The end of what is committed is not the end: behind an open transaction there may be more.
+                _, end = self._consumer.get_watermark_offsets(TopicPartition(topic, number), cached=True)
+                if cast(int, message.offset()) >= end:
+                    self._drained.add(place)
                 continue
             offset = cast(int, message.offset())
             if offset < self._next.get(place, offset + 1):

@@ -35,7 +35,16 @@ from accrual.events import (
     decode_ground_truth,
     encode,
 )
-from accrual.kafka import Producer, TopicNames, create_topics, partition_counts, partition_of, producer, read_to_end
+from accrual.kafka import (
+    Producer,
+    TopicNames,
+    create_topics,
+    partition_counts,
+    partition_of,
+    producer,
+    read_to_end,
+    transactional_producer,
+)
 
 PARTITIONS = 3
 START = datetime(2026, 3, 1, tzinfo=UTC)
@@ -364,6 +373,32 @@ def test_a_broker_that_goes_away_and_returns_costs_nothing_but_time(tmp_path: Pa
             assert worker.poll() is None
     finally:
         broker.stop()
+
+
+def test_what_an_open_transaction_holds_back_is_waited_for(config: Config) -> None:
+    """A worker that was killed while it forwarded a record leaves one in an input topic, for 15 seconds."""
+    names = TopicNames(config.topics.prefix)
+    home = partition_of(b"held", PARTITIONS)
+    quiet = next(id_ for n in range(1000) if partition_of((id_ := f"quiet{n}").encode(), PARTITIONS) == home)
+    tide = next(id_ for id_ in tides() if partition_of(id_.encode(), PARTITIONS) == home)
+    client, killed = producer(config), transactional_producer(config, "killed")
+    killed.init_transactions(10)
+    with running(config):
+        client.produce(names.predictions, prediction(quiet), quiet.encode())
+        client.flush(30)
+        killed.begin_transaction()
+        killed.produce(names.predictions, prediction("forwarded"), b"forwarded", home)
+        killed.flush(10)
+        client.produce(names.predictions, prediction("held"), b"held")
+        client.produce(names.outcomes, outcome("held", 1), b"held")
+        client.produce(names.outcomes, outcome(tide, TIDE), tide.encode())
+        client.flush(30)
+        time.sleep(8)
+        assert (ground_truth(config), dead_letters(config)) == ([], [])
+        killed.abort_transaction(10)
+        expected: Rows = {"held": ("labeled", "yes", 1), quiet: ("expired", "no", 0)}
+        eventually(lambda: current(ground_truth(config)) == expected)
+        assert current(ground_truth(config)) == expected
 
 
 def test_the_web_views_say_how_it_is_and_what_is_known(config: Config) -> None:
