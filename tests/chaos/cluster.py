@@ -77,17 +77,21 @@ class Worker:
                 self._process.wait()
 
     def stop(self, patience_s: float = 30.0) -> bool:
-        """SIGTERM, and SIGKILL when that does not end it; whether it ended by itself with exit code 0."""
+        """SIGTERM, and SIGKILL when that does not end it; False when it did not end with exit code 0."""
         with self._lock:
             self._wanted = False
-            if self._process is None:
+            if self._process is None or self._process.poll() is not None:
                 return True
             self._process.terminate()
             try:
-                return self._process.wait(patience_s) == 0
+                code = self._process.wait(patience_s)
             except subprocess.TimeoutExpired:
+                self._say(f"did not end within {patience_s:.0f} s of SIGTERM")
                 self.kill()
                 return False
+            if code:
+                self._say(f"ended on SIGTERM with exit code {code}")
+            return code == 0
 
     def freeze(self) -> None:
         """SIGSTOP."""
