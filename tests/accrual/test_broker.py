@@ -72,6 +72,37 @@ def test_a_killed_broker_leaves_nothing_that_hinders_the_next(broker: Developmen
     assert broker.start().pid != killed.pid
 
 
+@pytest.mark.slow
+def test_a_transaction_that_a_killed_broker_left_open_is_aborted_and_holds_no_reader_up(
+    broker: DevelopmentBroker,
+) -> None:
+    running = broker.start()
+    config = _config(running.bootstrap)
+    kafka.create_topics(config)
+    topic = kafka.TopicNames("kept").ground_truth
+    worker = kafka.transactional_producer(config, "worker", **{"transaction.timeout.ms": 2_000})
+    worker.init_transactions(20)
+    worker.begin_transaction()
+    for partition in range(2):
+        worker.produce(topic, b"row", b"key", partition)
+    assert worker.flush(20) == 0
+    os.kill(running.pid, signal.SIGKILL)
+    time.sleep(4)  # longer than the transaction may last
+    running = broker.start(running.port)
+    reader = kafka.consumer(config, "reader")
+    ends: list[int] = []
+    deadline = time.monotonic() + 60
+    while ends != [2, 2] and time.monotonic() < deadline:
+        time.sleep(1)
+        try:
+            bounds = [reader.get_watermark_offsets(kafka.TopicPartition(topic, n), timeout=10) for n in range(2)]
+        except kafka.KafkaException:
+            continue  # it answers a little before it leads its partitions again
+        ends = [end for _, end in filter(None, bounds)]
+    reader.close()
+    assert ends == [2, 2], "the record and the mark that it does not count"
+
+
 def test_a_lock_file_that_names_another_program_is_not_believed(broker: DevelopmentBroker) -> None:
     broker.folder.mkdir()
     (broker.folder / "broker.lock").write_text(f'{{"pid": {os.getpid()}, "port": 9}}')

@@ -287,7 +287,11 @@ def summary(seeds: list[Seed]) -> Table:
         table.add_row(failure, str(found[failure]))
     table.add_section()
     table.add_row("workers that ended", str(sum(seed.ended for seed in seeds)), "by themselves, and were started again")
-    table.add_row("workers not stopped", str(sum(len(seed.unstopped) for seed in seeds)), "within 30 s of SIGTERM, or not with exit code 0")
+    table.add_row(
+        "workers not stopped",
+        str(sum(len(seed.unstopped) for seed in seeds)),
+        "within 30 s of SIGTERM, or not with exit code 0",
+    )
     table.add_section()
     for kind in (*KINDS, ""):
         times = sorted(s for seed in seeds for what, s in seed.recoveries if kind in ("", what))
