@@ -77,7 +77,11 @@ class Worker:
                 self._process.wait()
 
     def stop(self, patience_s: float = 30.0) -> bool:
-        """SIGTERM, and SIGKILL when that does not end it; False when it did not end with exit code 0."""
+        """SIGTERM; False when that does not end it within `patience_s`, or not with exit code 0.
+
+        It is then aborted, which leaves the stacks of its threads in the log. One that had not yet got so far that it
+        minds SIGTERM has nothing to end.
+        """
         with self._lock:
             self._wanted = False
             if self._process is None or self._process.poll() is not None:
@@ -87,11 +91,13 @@ class Worker:
                 code = self._process.wait(patience_s)
             except subprocess.TimeoutExpired:
                 self._say(f"did not end within {patience_s:.0f} s of SIGTERM")
-                self.kill()
+                self._process.send_signal(signal.SIGABRT)
+                self._process.wait()
                 return False
-            if code:
+            if code not in (0, -signal.SIGTERM):
                 self._say(f"ended on SIGTERM with exit code {code}")
-            return code == 0
+                return False
+            return True
 
     def freeze(self) -> None:
         """SIGSTOP."""
@@ -125,7 +131,7 @@ class Worker:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "streams", "worker", "--worker-id", self.name, "--web-port", str(self._port)],
-                env={**os.environ, **self._config.environment(), **self._environment},
+                env={**os.environ, **self._config.environment(), "PYTHONFAULTHANDLER": "1", **self._environment},
                 stdout=log,
                 stderr=log,
             )
