@@ -197,7 +197,7 @@ def read_outcome(
     contract = _check_common(
         event.stream, event.prediction_id, event.observed_at, "observed_at", key, timestamp_ms, contracts
     )
-    contract.label_of(contract.decode_values(event.values))
+    contract.says(bytes(event.values))
     return event
 
 

@@ -79,12 +79,13 @@ class Step(msgspec.Struct, frozen=True, gc=False):
 class Progress(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """How far one stream's event time has come in one partition: the latest event of each topic, and the watermark.
 
-    Zero means nothing yet.
+    Zero means nothing yet. `pending` is how many predictions have no label and have not expired.
     """
 
     predictions: int = 0
     outcomes: int = 0
     watermark: int = 0
+    pending: int = 0
 
 
 pack = msgspec.msgpack.Encoder().encode
@@ -123,8 +124,7 @@ def apply_prediction(
 def apply_outcome(entry: Entry | None, contract: Contract, event: Outcome, offset: int, record: bytes) -> Step:
     """An outcome came: it is a revision, waits for its prediction, or is too late to count."""
     values = bytes(event.values)
-    says = contract.label_of(contract.decode_values(values))
-    seen = Seen(microseconds(event.observed_at), values, event.source, says)
+    seen = Seen(microseconds(event.observed_at), values, event.source, contract.says(values))
     entry = Entry() if entry is None else entry
     if _is_known(entry, seen):
         return Step(entry, dropped=("duplicate_outcome",))
@@ -147,7 +147,7 @@ def on_time(entry: Entry, contract: Contract, prediction_id: str, watermark: int
         left = Entry(waiting=rest) if rest else None
         return Step(left if orphans else entry, letters=tuple(_orphan_letter(w) for w in orphans))
     said, row = entry.said, None
-    if _may_expire(entry, contract) and deadline(contract, said) <= watermark:
+    if is_pending(entry, contract) and deadline(contract, said) <= watermark:
         # Its revision is 0 also where outcomes count, but too few for a label: those to come will make a higher one.
         row = _row(said, contract, prediction_id, 0, None)
         entry = msgspec.structs.replace(entry, expired=True)
@@ -159,7 +159,7 @@ def due(entry: Entry, contract: Contract) -> int:
     """The watermark at which `on_time` next has something to do for this entry."""
     if entry.said is None:
         return min(_orphaned_after(contract, w) for w in entry.waiting) + 1
-    if _may_expire(entry, contract):
+    if is_pending(entry, contract):
         return deadline(contract, entry.said)
     return _forgotten_after(contract, entry.said) + 1
 
@@ -167,6 +167,14 @@ def due(entry: Entry, contract: Contract) -> int:
 def decision(entry: Entry, contract: Contract) -> Decision | None:
     """The prediction's label and the outcome it comes from; None if there is none yet."""
     return decide(contract.label, entry.kept, entry.revision)
+
+
+def is_pending(entry: Entry, contract: Contract) -> bool:
+    """Whether it is a prediction that has no label and has not expired."""
+    if entry.said is None or entry.expired:
+        return False
+    rule = contract.label
+    return entry.revision < rule.complete_when or (rule.take == "sum" and decision(entry, contract) is None)
 
 
 def deadline(contract: Contract, said: Said) -> int:
@@ -218,13 +226,6 @@ def _is_known(entry: Entry, seen: Seen) -> bool:
         if is_same(seen, waiting.seen):
             return True
     return len(entry.known) > 0 and _digest(seen) in entry.known
-
-
-def _may_expire(entry: Entry, contract: Contract) -> bool:
-    if entry.expired:
-        return False
-    rule = contract.label
-    return entry.revision < rule.complete_when or (rule.take == "sum" and decision(entry, contract) is None)
 
 
 def _labeled(entry: Entry, said: Said, contract: Contract, prediction_id: str) -> GroundTruth | None:

@@ -44,6 +44,7 @@ from accrual.kafka import (
     topic_id,
     transactional_producer,
 )
+from streams import telemetry
 from streams.join import Entry
 from streams.partition import Arrival, Arrivals, Drained, Partition, Turn
 from streams.recovery import check_changelog, recover, stands_on
@@ -55,6 +56,8 @@ BATCH = 20_000
 PATIENCE_S = 0.2
 REQUEST_S = 30.0
 LONGEST_PAUSE_S = 10.0
+MEASURE_S = 5.0
+MEMORY_KEYS = 200_000  # of the younger generations of all partitions together: about 100 MB
 
 _NOTHING = Arrivals()
 
@@ -150,7 +153,7 @@ class _Session:
         self._drained: set[tuple[str, int]] = set()
         self._count = 0
         self._patience = PATIENCE_S
-        self._lag_at = 0.0
+        self._lag_at = self._measured_at = 0.0
         # Readers of committed records wait for a worker that died with its machine as long as its transaction may last.
         produces: dict[str, str | int | float] = {
             "transaction.timeout.ms": 15_000,
@@ -251,7 +254,7 @@ class _Session:
                 arrivals[number].ticks.append(event)
                 continue
             some = arrivals[number].outcomes if is_outcome else arrivals[number].predictions
-            some.append(Arrival(entry_key(event.stream, event.prediction_id), offset, event, value or b""))
+            some.append(Arrival(entry_key(event.stream, event.prediction_id), key or b"", offset, event, value or b""))
         return arrivals, rejected, offsets
 
     def _commit(
@@ -292,7 +295,9 @@ class _Session:
         for number, turn in turns.items():
             self._partitions[number].save(turn)
         self.commits += 1
-        self._count_turn(turns, rejected, started)
+        now = time.monotonic()
+        telemetry.count(turns.values(), rejected, now - started)
+        self._loop.report(phase="running", committed_at=now, problem="")
 
     def _produce(
         self,
@@ -329,7 +334,8 @@ class _Session:
         self._loop.report(phase="recovering", partitions=tuple(numbers))
         folder = self._config.state_dir / "join" / self._topics.prefix / self._worker
         for number in numbers:
-            state = State(folder / str(number), self._changelog_id, self._contracts)
+            path = folder / str(number)
+            state = State(path, self._changelog_id, self._contracts, younger_keys=MEMORY_KEYS // len(numbers))
             self._partitions[number] = Partition(number, self._count, state, self._contracts, self._topics)
         states = {number: partition.state for number, partition in self._partitions.items()}
         ends = recover(self._config, states, self._loop.stopping, self._loop.report)
@@ -384,16 +390,9 @@ class _Session:
             lag += max(0, end - offset)
         self._loop.report(lag=lag)
         metrics.JOIN_LAG.set(lag)
-
-    def _count_turn(self, turns: Mapping[int, Turn], rejected: Iterable[DeadLetter], started: float) -> None:
-        for turn in turns.values():
-            for what, number in turn.counts.items():
-                metrics.JOIN_EVENTS.labels(what).inc(number)
-            metrics.JOIN_EVENTS.labels("forwarded").inc(len(turn.strays))
-        for letter in (*rejected, *(letter for turn in turns.values() for letter in turn.letters)):
-            metrics.JOIN_DEAD_LETTERS.labels(letter.reason).inc()
-        metrics.JOIN_COMMIT_SECONDS.observe(time.monotonic() - started)
-        self._loop.report(phase="running", committed_at=time.monotonic(), problem="")
+        if now - self._measured_at > MEASURE_S:
+            self._measured_at = now
+            telemetry.measure(self._partitions.values(), self._contracts)
 
 
 def _dead_letter(

@@ -6,29 +6,42 @@ A turn is everything that is to be committed together. Nothing here talks to Kaf
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import msgspec
 
 from accrual.contract import Contract
 from accrual.events import DeadLetter, Outcome, Prediction, Tick, encode, instant, microseconds
 from accrual.kafka import TopicNames
-from streams.join import Entry, Progress, Step, advance, apply_outcome, apply_prediction, due, on_time, pack
+from streams.join import (
+    Entry,
+    Progress,
+    Step,
+    advance,
+    apply_outcome,
+    apply_prediction,
+    due,
+    is_pending,
+    on_time,
+    pack,
+)
 from streams.routing import partitions_of
 from streams.state import Record, State, Timer, entry_key, progress_key, split_entry_key
 
 TIMERS_PER_TURN = 20_000
+LOOKED_AT = 1_000  # timers, for the oldest pending prediction
 
 Entries = dict[bytes, Entry | None]
 
 
 class Arrival(msgspec.Struct, frozen=True, gc=False):
-    """A valid event with its place in its topic and its original bytes; `key` is its entry's."""
+    """A valid event with its place in its topic and its original bytes; `key` is its entry's, `id_` the record's."""
 
     key: bytes
+    id_: bytes
     offset: int
     event: Prediction | Outcome
     record: bytes
@@ -59,8 +72,9 @@ class Turn:
 
     `records` are for the changelog and the state; `rows` for ground truth, by the prediction's key; `strays` belong
     into another partition of their topic, by its number; `ticks` are to be written to this partition of the
-    predictions; `counts`: what became of the events. `soonest`, `timers` and
-    `fired` are for the state: see `State.save`. `more_due`: more timers than one turn takes.
+    predictions; `counts`: what became of the events; `pending`: how many more predictions of a stream are pending, or
+    fewer; `delays`: from prediction to outcome, of those labeled for the first time. `soonest`, `timers` and `fired`
+    are for the state: see `State.save`. `more_due`: more timers than one turn takes.
     """
 
     records: list[Record] = field(default_factory=list)
@@ -68,6 +82,8 @@ class Turn:
     letters: list[DeadLetter] = field(default_factory=list)
     strays: list[tuple[int, Arrival]] = field(default_factory=list)
     ticks: list[Tick] = field(default_factory=list)
+    pending: Counter[str] = field(default_factory=Counter)
+    delays: defaultdict[str, list[timedelta]] = field(default_factory=lambda: defaultdict(list))
     soonest: dict[str, int] = field(default_factory=dict)
     timers: list[Timer] = field(default_factory=list)
     fired: list[bytes] = field(default_factory=list)
@@ -107,11 +123,10 @@ class Partition:
         self._fire(turn, before, entries, progress)
         self._remember(turn, before, entries)
         if arrivals or turn.fired:
-            turn.records += [
-                (progress_key(stream), pack(now))
-                for stream, now in progress.items()
-                if now != self.state.progress.get(stream)
-            ]
+            for stream, reached in progress.items():
+                counted = msgspec.structs.replace(reached, pending=reached.pending + turn.pending[stream])
+                if counted != self.state.progress.get(stream):
+                    turn.records.append((progress_key(stream), pack(counted)))
         return turn
 
     def save(self, turn: Turn) -> None:
@@ -124,10 +139,20 @@ class Partition:
         found = self.state.entries(keys)
         return {keys[key]: entry for key, entry in found.items() if entry is not None}
 
+    def oldest_pending(self, stream: str) -> int | None:
+        """When the oldest pending prediction was made, in microseconds, or a moment before; None if none is written."""
+        contract = self._contracts[stream]
+        ids, last = self.state.first_timed(stream, LOOKED_AT)
+        found = self.state.entries({entry_key(stream, prediction_id) for prediction_id in ids})
+        moments = [e.said.predicted_at for e in found.values() if e and e.said and is_pending(e, contract)]
+        if moments or last is None:
+            return min(moments, default=None)
+        return last - contract.horizon_us
+
     def _find_strays(self, before: Entries, arrivals: Sequence[Arrival]) -> dict[bytes, int]:
         """Keys of which nothing is known here and that belong elsewhere, with the number of their home partition."""
-        new = {arrival.key: arrival.event.prediction_id for arrival in arrivals if before[arrival.key] is None}
-        homes = partitions_of([prediction_id.encode() for prediction_id in new.values()], self._partitions)
+        new = {arrival.key: arrival.id_ for arrival in arrivals if before[arrival.key] is None}
+        homes = partitions_of([*new.values()], self._partitions)
         return {key: home for key, home in zip(new, homes, strict=True) if home != self._number}
 
     def _join(
@@ -141,16 +166,29 @@ class Partition:
                 turn.strays.append((strays[key], arrival))
                 continue
             stream = event.stream
-            contract = self._contracts[stream]
+            contract, before = self._contracts[stream], entries[key]
             if isinstance(event, Prediction):
                 moment = event.predicted_at
                 progress = self.state.progress.get(stream)
                 watermark = 0 if progress is None else progress.watermark
-                step = apply_prediction(entries[key], contract, event, arrival.offset, arrival.record, watermark)
+                step = apply_prediction(before, contract, event, arrival.offset, arrival.record, watermark)
+                first = step.row is not None
+                if step.entry is not before and not first:
+                    turn.pending[stream] += 1
             else:
                 moment = event.observed_at
-                step = apply_outcome(entries[key], contract, event, arrival.offset, arrival.record)
-            self._emit(turn, entries, key, event.prediction_id, stream, step)
+                step = apply_outcome(before, contract, event, arrival.offset, arrival.record)
+                first = step.row is not None and before is not None and is_pending(before, contract)
+                if first:
+                    turn.pending[stream] -= 1
+            entries[key] = step.entry
+            if step.row is not None:
+                turn.rows.append((arrival.id_, encode(step.row)))
+                turn.counts["labeled"] += 1
+                if first and step.row.observed_at is not None:
+                    turn.delays[stream].append(step.row.observed_at - step.row.predicted_at)
+            if step.dropped or step.letters:
+                self._set_aside(turn, step, event.prediction_id, stream)
             known = times.get(stream)
             if known is None:
                 times[stream] = (moment, moment)
@@ -220,7 +258,12 @@ class Partition:
                 if entry is None:
                     continue  # it was forgotten, and this timer is a leftover
                 step = on_time(entry, contract, prediction_id, now.watermark)
-                self._emit(turn, entries, key, prediction_id, stream, step)
+                entries[key] = step.entry
+                if step.row is not None:
+                    turn.rows.append((prediction_id.encode(), encode(step.row)))
+                    turn.counts[step.row.status] += 1
+                    turn.pending[stream] -= 1
+                self._set_aside(turn, step, prediction_id, stream)
                 if step.entry is not None:
                     turn.timers.append((stream, due(step.entry, contract), prediction_id))
 
@@ -242,11 +285,8 @@ class Partition:
                 if when < due(old, contract):
                     timers.append((stream, when, prediction_id))
 
-    def _emit(self, turn: Turn, entries: Entries, key: bytes, prediction_id: str, stream: str, step: Step) -> None:
-        entries[key] = step.entry
-        if step.row is not None:
-            turn.rows.append((prediction_id.encode(), encode(step.row)))
-            turn.counts[step.row.status] += 1
+    def _set_aside(self, turn: Turn, step: Step, prediction_id: str, stream: str) -> None:
+        """Count what was dropped, and keep what is a dead letter."""
         for dropped in step.dropped:
             turn.counts[dropped] += 1
         for letter in step.letters:

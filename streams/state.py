@@ -26,7 +26,7 @@ import shutil
 import time
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
@@ -132,7 +132,9 @@ class State:
         """
         self._contracts = contracts
         self._topic_id = topic_id
-        self._timing = str(sorted((s, c.horizon_us, c.disorder_us, c.remember_us) for s, c in contracts.items()))
+        self._timing = str(
+            sorted((s, c.horizon_us, c.disorder_us, c.remember_us, str(c.label)) for s, c in contracts.items())
+        )
         self._younger_keys = younger_keys
         self._unlogged = WriteOptions()
         setattr(self._unlogged, "disable_wal", True)  # noqa: B010 - an attribute, whatever rocksdict's types say
@@ -149,29 +151,22 @@ class State:
             log.info("%s: %s: rebuilt from the changelog", path, stale)
             self.rebuild()
 
-    def entries(self, keys: Iterable[bytes]) -> dict[bytes, Entry | None]:
+    def entries(self, keys: Collection[bytes]) -> dict[bytes, Entry | None]:
         """The entries of these keys."""
-        found: dict[bytes, Entry | None] = {}
-        elsewhere: list[bytes] = []
         younger, older = self._younger.records, self._older.records
-        for key in keys:
-            if key in younger:
-                value = younger[key]
-            elif key in older:
-                value = older[key]
-            else:
-                elsewhere.append(key)
-                continue
-            found[key] = None if value is None else unpack_entry(value)
-        elsewhere.sort()  # neighbours share blocks
+        elsewhere = sorted([key for key in keys if key not in younger and key not in older])  # neighbours share blocks
+        found: dict[bytes, Entry | None] = dict.fromkeys(elsewhere)
         with self._engine():
             values = cast(list[bytes | None], self._db.get([*elsewhere]) if elsewhere else [])
         for key, value in zip(elsewhere, values, strict=True):
-            if value is None:
-                found[key] = None
-            else:
+            if value is not None:
                 found[key] = unpack_entry(value)
                 self._timed.add(key)
+        if len(elsewhere) < len(keys):
+            for key in keys:
+                if key not in found:
+                    value = younger[key] if key in younger else older[key]
+                    found[key] = None if value is None else unpack_entry(value)
         return found
 
     def due(self, stream: str, watermark: int, limit: int) -> Due:
@@ -195,6 +190,21 @@ class State:
                 found.ids += [prediction_id for _, prediction_id in chunk[:split]]
                 found.later += [(stream, when, prediction_id) for when, prediction_id in chunk[split:]]
         return found
+
+    def first_timed(self, stream: str, limit: int) -> tuple[list[str], int | None]:
+        """The ids of about `limit` timers that are due first, and when the last of them is, as far as is written."""
+        prefix = b"t%b\0" % stream.encode()
+        ids: list[str] = []
+        last: int | None = None
+        with self._engine():
+            timers = self._db.iter()
+            timers.seek(prefix)
+            while timers.valid() and timers.key().startswith(prefix) and len(ids) < limit:
+                chunk = _decode_chunk(timers.value())
+                ids += [prediction_id for _, prediction_id in chunk]
+                last = chunk[-1][0]
+                timers.next()
+        return ids, last
 
     def save(
         self,
@@ -267,7 +277,7 @@ class State:
         for key in self._fired:
             batch.delete(key)
         new: list[Timer] = []
-        for key in sorted(records.keys() - younger.keys()):
+        for key in sorted([key for key in records if key not in younger]):  # ids of UUIDv7 are nearly so already
             value = records[key]
             if value is None:
                 batch.delete(key)
@@ -308,7 +318,7 @@ class State:
         if position.topic_id != self._topic_id:
             return "it belongs to another changelog"
         if position.timing != self._timing:
-            return "horizon, disorder or remember has changed"
+            return "horizon, disorder, remember or label has changed"
         if not 0 <= time.time() - position.saved_at <= MAX_AGE_S:
             return f"it is older than {MAX_AGE_S // 3600} h, or the clock has gone back"
         self.offset = self._older.offset = position.offset
