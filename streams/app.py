@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import time
 from collections.abc import Mapping
@@ -32,8 +31,6 @@ from streams.loop import JoinLoop, Status
 log = logging.getLogger(__name__)
 
 STUCK_AFTER_S = 60.0
-# A call into the Kafka client that does not keep to its time limit hangs for ever (docs/decisions/0009).
-GIVEN_UP_AFTER_S = 120.0
 ANSWER_S = 5.0
 
 
@@ -61,16 +58,6 @@ def join_app(config: Config, contracts: Mapping[str, Contract], join: JoinLoop, 
             await asyncio.to_thread(join.run)
             if not join.stopping.is_set():
                 signal.raise_signal(signal.SIGTERM)
-
-        @faust.Service.task
-        async def watch(self) -> None:
-            """A loop that hangs cannot be ended from within: the process ends, and its next start goes on."""
-            while not self.should_stop:
-                await self.sleep(5.0)
-                status = join.status
-                if status.phase == "running" and time.monotonic() - status.turned_at > GIVEN_UP_AFTER_S:
-                    log.critical("no turn for %.0f s: this process ends, to be started again", GIVEN_UP_AFTER_S)
-                    os._exit(1)
 
         async def on_stop(self) -> None:
             join.stop()
