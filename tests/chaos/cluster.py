@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from urllib.error import HTTPError
@@ -19,6 +20,7 @@ import msgspec
 
 from accrual.broker import DevelopmentBroker
 from accrual.config import Config
+from accrual.kafka import KafkaException, TopicNames, TopicPartition, consumer
 
 RESTART_AFTER_S = 1.0
 WATCH_S = 0.1
@@ -188,6 +190,24 @@ class Cluster:
         if mounted:
             self._mounts.append(worker.state)
         return mounted
+
+    def wait_for_transaction(self, partitions: tuple[int, ...], patience_s: float = 2.0) -> None:
+        """Return as soon as a record comes to ground truth in one of these partitions: amid its transaction.
+
+        After `patience_s` in any case, and at once when the broker is away.
+        """
+        topic = TopicNames(self._config.topics.prefix).ground_truth
+        deadline = time.monotonic() + patience_s
+        with closing(consumer(self._config, "watch", **{"isolation.level": "read_uncommitted"})) as watch:
+            before: list[object] = []
+            try:
+                while time.monotonic() < deadline:
+                    ends = [watch.get_watermark_offsets(TopicPartition(topic, n), timeout=1.0) for n in partitions]
+                    if before and ends != before:
+                        return
+                    before = [*ends]
+            except KafkaException:
+                return
 
     def kill_broker(self) -> None:
         """SIGKILL the broker; it is gone when this returns."""

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.chaos.cluster import DISK_BYTES, Cluster, Worker, free_of_state
+from tests.chaos.story import PARTITIONS
 
 WORKERS = ("first", "second")
 BEGIN_S, END_S = 2.0, 24.0  # faults begin between these moments of a seed
 LONGER_THAN_A_TRANSACTION_S = 16.5
 
 KINDS = {
-    "kill": "SIGKILL of a worker, started again after a moment",
+    "kill": "SIGKILL of a worker, mostly amid a transaction; started again after a moment",
     "freeze": "SIGSTOP of a worker for longer than a transaction may last, replaced by another, then SIGCONT",
-    "broker": "SIGKILL of the broker, started again on its port",
+    "broker": "SIGKILL of the broker, mostly amid a transaction; started again on its port",
     "churn": "another worker joins and leaves, again and again",
     "disk": "the disk of a worker's state is full for a while; it restarts on it",
     "clock": "a worker's wall clock jumps ahead and back by days",
@@ -77,8 +78,9 @@ def inject(cluster: Cluster, fault: Fault) -> float:
     return _INJECT[fault.kind](cluster, fault, random.Random(fault.chance))
 
 
-def _kill(cluster: Cluster, fault: Fault, _rng: random.Random) -> float:
+def _kill(cluster: Cluster, fault: Fault, rng: random.Random) -> float:
     worker = cluster.worker(fault.lane)
+    _amid_a_transaction(cluster, worker.health().partitions, rng)
     worker.kill()
     time.sleep(fault.seconds)
     return _started(worker)
@@ -93,7 +95,8 @@ def _freeze(cluster: Cluster, fault: Fault, _rng: random.Random) -> float:
     return time.monotonic()
 
 
-def _broker(cluster: Cluster, fault: Fault, _rng: random.Random) -> float:
+def _broker(cluster: Cluster, fault: Fault, rng: random.Random) -> float:
+    _amid_a_transaction(cluster, tuple(range(PARTITIONS)), rng)
     cluster.kill_broker()
     time.sleep(fault.seconds)
     cluster.start_broker()
@@ -197,6 +200,13 @@ def faketime_library() -> Path | None:
     places = [Path(found.origin).parent / "vendor/libfaketime/src/libfaketime.so.1"] if found and found.origin else []
     places += Path("/usr/lib").glob("*/faketime/libfaketime.so.1")
     return next((place for place in places if place.exists()), None)
+
+
+def _amid_a_transaction(cluster: Cluster, partitions: tuple[int, ...], rng: random.Random) -> None:
+    """Mostly wait until a transaction is open, and some milliseconds: that is where a commit can be torn."""
+    if rng.random() < 0.8:
+        cluster.wait_for_transaction(partitions)
+        time.sleep(rng.uniform(0, 0.02))
 
 
 def _end(worker: Worker, rng: random.Random) -> None:
