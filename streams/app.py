@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import time
 from collections.abc import Mapping
@@ -31,6 +32,7 @@ from streams.loop import JoinLoop, Status
 log = logging.getLogger(__name__)
 
 STUCK_AFTER_S = 60.0
+STOPPED_WITHIN_S = 25.0
 ANSWER_S = 5.0
 
 
@@ -45,7 +47,9 @@ class _App(faust.App):
 def join_app(config: Config, contracts: Mapping[str, Contract], join: JoinLoop, **settings: Any) -> faust.App:
     """The worker's Faust app around a loop that does not run yet; `settings` are Faust's.
 
-    When the loop ends by itself the process is asked to stop; `join.failure` then says why.
+    When the loop ends by itself the process is asked to stop; `join.failure` then says why. When it is stuck, and when
+    it does not stop, the process ends with exit code 1: the loop stands in a call to the Kafka client that does not
+    return, and what is open is given up by the broker as after a kill.
     """
     app = _App(f"{config.topics.prefix}-join", **settings)
 
@@ -59,9 +63,22 @@ def join_app(config: Config, contracts: Mapping[str, Contract], join: JoinLoop, 
             if not join.stopping.is_set():
                 signal.raise_signal(signal.SIGTERM)
 
+        @faust.Service.task
+        async def watch(self) -> None:
+            # librdkafka may hang in a request whose timeout is long over (its issue 5456), and its heartbeats keep the
+            # partitions here. Seconds are counted, not measured: a process that was frozen itself is not stuck.
+            seconds, turned_at = 0, 0.0
+            while not (self.should_stop or join.stopped.is_set()):
+                seconds = seconds + 1 if turned_at == join.status.turned_at else 0
+                turned_at = join.status.turned_at
+                if seconds > STUCK_AFTER_S:
+                    _give_up(f"the loop has not turned for {STUCK_AFTER_S:.0f} s")
+                await asyncio.sleep(1.0)
+
         async def on_stop(self) -> None:
             join.stop()
-            await asyncio.to_thread(join.stopped.wait)
+            if not await asyncio.to_thread(join.stopped.wait, STOPPED_WITHIN_S):
+                _give_up(f"the loop has not stopped for {STOPPED_WITHIN_S:.0f} s")
 
     @app.page("/health")
     async def health(self: View, _request: Request) -> Response:
@@ -92,6 +109,11 @@ def join_app(config: Config, contracts: Mapping[str, Contract], join: JoinLoop, 
 def is_healthy(status: Status) -> bool:
     """Whether the loop does its work: it runs or recovers, and its last sign of life is not old."""
     return status.phase in ("running", "recovering") and time.monotonic() - status.turned_at < STUCK_AFTER_S
+
+
+def _give_up(why: str) -> None:
+    log.critical("%s; ending this process: nothing is lost, the next one starts from what is committed", why)
+    os._exit(1)
 
 
 def _health(status: Status) -> dict[str, Any]:
