@@ -35,7 +35,8 @@ from report import Delay, Result, table
 
 from accrual.config import Config
 
-PACED_S, SETTLE_S = 30, 5  # of the half load: seconds of events, of which the first are not counted
+# The half load: seconds of events, of which the first are not counted, after this part of the backlog to warm up.
+PACED_S, SETTLE_S, WARMING = 30, 5, 4
 
 
 def main() -> None:
@@ -60,7 +61,8 @@ def main() -> None:
             for contender in contenders:
                 if contender.name != "read-only":
                     rate = median(r.cost.rate for r in results if r.contender == contender.name) / 2
-                    delays.append(_half_load(arena, contender, rate))
+                    warming = _whole_steps(given.predictions / (given.slower if contender.slow else 1) / WARMING)
+                    delays.append(_half_load(arena, contender, rate, warming))
     print(f"\n{table(results, delays)}\n\n{_conditions(given)}")
     if given.json:
         written = {
@@ -130,20 +132,20 @@ def _pending(arena: Arena, contenders: Sequence[Contender], given: argparse.Name
         arena.drop_inputs(config)
 
 
-def _half_load(arena: Arena, contender: Contender, rate: float) -> Delay:
-    """Events come at `rate` a second for half a minute; the worker is up and has seen some."""
-    predictions = _whole_steps(max(rate * PACED_S / 2, 10 * STEP))
-    load = Load(predictions, predictions)
+def _half_load(arena: Arena, contender: Contender, rate: float, warming: int) -> Delay:
+    """Events come at `rate` a second for half a minute, after a backlog of `warming` predictions and their outcomes."""
+    paced = _whole_steps(max(rate * PACED_S / 2, 10 * STEP))
+    load = Load(warming + paced, warming + paced)
+    warm, settled = warming // STEP, warming // STEP + max(1, paced // STEP * SETTLE_S // PACED_S)
     config = arena.inputs(f"paced-{contender.name}")
-    first = range(max(1, round(SETTLE_S / PACED_S * load.steps)))
     with arena.run(contender, config) as run:
         assert run.output is not None
         run.start()
-        produce(config, load, range(1), rate, f"{contender.name}: first events")
+        produce(config, load, range(warm), title=f"{contender.name}: warming")
         run.drain()
-        produce(config, load, range(1, first.stop), rate, f"{contender.name}: settling")
+        produce(config, load, range(warm, settled), rate, f"{contender.name}: settling")
         begin_ms = int(time.time() * 1000)  # the broker's clock is this machine's
-        produce(config, load, range(first.stop, load.steps), rate, f"{contender.name}: half load")
+        produce(config, load, range(settled, load.steps), rate, f"{contender.name}: half load")
         run.drain()
         run.stop()
         delays = delays_ms(config, run.output, load, begin_ms)

@@ -1,14 +1,14 @@
 """The events of a benchmark: the same bytes for every contender, made and produced as fast as Python can.
 
-Event `n` of the predictions topic has the id `n`, so that what came out can be checked without remembering what went
-in. Of the ids, 1% come twice on both sides (`REPEATED`), and 5% have their outcome before the prediction (`EARLY`);
-the others have it `delay` ids after. A millisecond of event time passes from id to id.
+The n-th prediction has the id `n`, so that what came out can be checked without remembering what went
+in. Its outcome comes `delay` ids after, in event time too; a millisecond of it passes from id to id. Of the ids, 1%
+come twice on both sides. Of 5% the prediction is held up on its way, and comes after the outcome.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -20,7 +20,8 @@ from accrual.kafka import TopicNames, producer
 LABELS = ("card_arrival", "card_linking", "exchange_rate", "pin_blocked", "atm_support", "top_up_limits", "age_limit")
 STEP = 1_000  # ids, and milliseconds of event time
 REPEAT_AFTER = 2 * STEP
-EARLY_BY = 10 * STEP
+HELD_UP_BY = 10 * STEP  # ids after the outcome
+DELAY = 10 * STEP
 # Yesterday: a broker that keeps topics by the time in their records would delete older ones while they are read.
 START = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=1)
 
@@ -44,39 +45,35 @@ class Load:
 
     predicted: int
     answered: int
-    delay: int = EARLY_BY
+    delay: int = DELAY
 
     @property
     def steps(self) -> int:
         """How many steps there are."""
-        after = self.answered + max(self.delay, REPEAT_AFTER) if self.answered else self.predicted
-        return max(self.predicted + REPEAT_AFTER, after + REPEAT_AFTER) // STEP
+        return (self.predicted + self.delay + HELD_UP_BY) // STEP
 
     def step(self, number: int) -> tuple[list[Record], list[Record]]:
         """The predictions and the outcomes of one step, in order."""
-        predictions = self._predictions(number, repeated=False)
-        predictions += self._predictions(number - REPEAT_AFTER // STEP, repeated=True)
-        outcomes: list[Record] = []
-        # What would come before the first step comes in it.
-        for early in range(0 if number == 0 else number + EARLY_BY // STEP, number + EARLY_BY // STEP + 1):
-            outcomes += self._outcomes(early, [n for n in _ids(early) if is_early(n)])
-        answered = number - self.delay // STEP
-        outcomes += self._outcomes(answered, [n for n in _ids(answered) if not is_early(n)])
-        again = answered - REPEAT_AFTER // STEP
-        outcomes += self._outcomes(again, [n for n in _ids(again) if is_repeated(n)])
+        again, answered = number - REPEAT_AFTER // STEP, number - self.delay // STEP
+        held_up = answered - HELD_UP_BY // STEP
+        answered_again = answered - REPEAT_AFTER // STEP
+        predictions = self._predictions(number, [n for n in _ids(number) if not is_held_up(n)])
+        predictions += self._predictions(again, [n for n in _ids(again) if is_repeated(n)])
+        predictions += self._predictions(held_up, [n for n in _ids(held_up) if is_held_up(n)])
+        outcomes = self._outcomes(answered, _ids(answered))
+        outcomes += self._outcomes(answered_again, [n for n in _ids(answered_again) if is_repeated(n)])
         return predictions, outcomes
 
-    def _predictions(self, step: int, *, repeated: bool) -> list[Record]:
+    def _predictions(self, step: int, ids: Iterable[int]) -> list[Record]:
         if not 0 <= step < self.predicted // STEP:
             return []
         form = _PREDICTION % _second(step)
-        ids = [n for n in _ids(step) if is_repeated(n)] if repeated else _ids(step)
         return [{"key": b"%016x" % n, "value": form % (n, n % STEP)} for n in ids]
 
-    def _outcomes(self, step: int, ids: list[int]) -> list[Record]:
+    def _outcomes(self, step: int, ids: Iterable[int]) -> list[Record]:
         if not 0 <= step < self.answered // STEP:
             return []
-        form = _OUTCOME % _second(step + EARLY_BY // STEP)
+        form = _OUTCOME % _second(step + self.delay // STEP)
         return [{"key": b"%016x" % n, "value": form % (n, n % STEP, _LABELS[n % len(_LABELS)])} for n in ids]
 
 
@@ -94,8 +91,8 @@ def is_repeated(n: int) -> bool:
     return n % 100 == 0
 
 
-def is_early(n: int) -> bool:
-    """Whether the outcome of this id comes before its prediction: 5% do."""
+def is_held_up(n: int) -> bool:
+    """Whether the prediction of this id comes after its outcome: 5% do."""
     return n % 20 == 7
 
 
