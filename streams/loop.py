@@ -263,20 +263,16 @@ class _Session:
         """One transaction; then, and only then, the states."""
         started = time.monotonic()
         self._producer.begin_transaction()
-        for letter in rejected:
-            self._produce(self._topics.dead_letters, 0, letter.key, encode(letter))
+        self._produce(self._topics.dead_letters, 0, ((letter.key, encode(letter)) for letter in rejected))
         for number, turn in turns.items():
-            for key, row in turn.rows:
-                self._produce(self._topics.ground_truth, number, key, row)
-            for letter in turn.letters:
-                self._produce(self._topics.dead_letters, 0, letter.key, encode(letter))
+            self._produce(self._topics.ground_truth, number, turn.rows)
+            self._produce(self._topics.dead_letters, 0, ((letter.key, encode(letter)) for letter in turn.letters))
             for home, stray in turn.strays:
                 topic = self._topics.outcomes if isinstance(stray.event, Outcome) else self._topics.predictions
-                self._produce(topic, home, stray.event.prediction_id.encode(), stray.record)
-            for tick in turn.ticks:
-                self._produce(self._topics.predictions, number, tick.tick.encode(), encode(tick))
-            for position, (key, value) in enumerate(turn.records, 1 - len(turn.records)):
-                self._produce(self._topics.changelog, number, key, value, None if position else self._stands_at)
+                self._produce(topic, home, [(stray.id_, stray.record)])
+            self._produce(self._topics.predictions, number, ((tick.tick.encode(), encode(tick)) for tick in turn.ticks))
+            self._produce(self._topics.changelog, number, turn.records[:-1])
+            self._produce(self._topics.changelog, number, turn.records[-1:], self._stands_at)
         # All that the offsets stand for is on the broker before they are: a worker that takes over may rely on it.
         if self._producer.flush(REQUEST_S):
             raise BrokerUnavailable(f"the broker did not take a batch within {REQUEST_S:.0f} s")
@@ -303,16 +299,18 @@ class _Session:
         self,
         topic: str,
         partition: int,
-        key: bytes | None,
-        value: bytes | None,
+        records: Iterable[tuple[bytes | None, bytes | None]],
         on_delivery: Callable[[KafkaError | None, Message], None] | None = None,
     ) -> None:
-        while True:
-            try:
-                self._producer.produce(topic, value, key, partition, on_delivery=on_delivery)
-                return
-            except BufferError:
-                self._producer.poll(0.1)
+        """Hand records, by key and value, to the producer; waits while it is full."""
+        produce = self._producer.produce
+        for key, value in records:
+            while True:
+                try:
+                    produce(topic, value, key, partition, on_delivery=on_delivery)
+                    break
+                except BufferError:
+                    self._producer.poll(0.1)
 
     def _stands_at(self, error: KafkaError | None, message: Message) -> None:
         """Delivery report of a partition's last changelog record. (After an error the commit fails.)"""
