@@ -47,7 +47,7 @@ def main() -> None:
     results: list[Result] = []
     delays: list[Delay] = []
     with tempfile.TemporaryDirectory(prefix="accrual-bench-", dir=given.folder) as folder, Arena(Path(folder)) as arena:
-        print(arena.layout, flush=True)
+        conditions = _conditions(given, arena.layout)
         if given.pending:
             scenario = _pending(arena, contenders, given)
         elif given.delay_outcomes:
@@ -63,10 +63,10 @@ def main() -> None:
                     rate = median(r.cost.rate for r in results if r.contender == contender.name) / 2
                     warming = _whole_steps(given.predictions / (given.slower if contender.slow else 1) / WARMING)
                     delays.append(_half_load(arena, contender, rate, warming))
-    print(f"\n{table(results, delays)}\n\n{_conditions(given)}")
+    print(f"\n{table(results, delays)}\n\n{conditions}")
     if given.json:
         written = {
-            "conditions": _conditions(given),
+            "conditions": conditions,
             "runs": [result.as_dict() for result in results],
             "half_load": [vars(delay) for delay in delays],
         }
@@ -181,8 +181,10 @@ def _say(result: Result) -> None:
     )
 
 
-def _conditions(given: argparse.Namespace) -> str:
-    return f"{given.rounds} rounds; {machine()}"
+def _conditions(given: argparse.Namespace, layout: str) -> str:
+    fewer = [name for name in given.peers if CONTENDERS[name].slow]
+    share = [f"{' and '.join(fewer)}: 1/{given.slower} of the events"] if fewer else []
+    return "; ".join([f"medians of {given.rounds} rounds", *share, layout, machine()])
 
 
 def _arguments() -> argparse.Namespace:

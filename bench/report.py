@@ -39,8 +39,9 @@ class Result:
     verdict: Verdict | None
 
     def as_dict(self) -> dict[str, Any]:
-        """For the JSON file."""
-        return asdict(self)
+        """For the JSON file, which knows no NaN."""
+        known = {name: None if math.isnan(value) else value for name, value in asdict(self.cost).items()}
+        return {**asdict(self), "cost": known}
 
 
 @dataclass(frozen=True)
@@ -91,4 +92,6 @@ def _figure(value: float, form: str) -> str:
 
 
 def _median(runs: Sequence[Result], what: str) -> float:
-    return statistics.median(getattr(run.cost, what) for run in runs)
+    """Over the runs that have a figure; NaN when none has."""
+    known = [value for run in runs if not math.isnan(value := getattr(run.cost, what))]
+    return statistics.median(known) if known else math.nan
