@@ -184,7 +184,8 @@ def _say(result: Result) -> None:
 def _conditions(given: argparse.Namespace, layout: str) -> str:
     fewer = [name for name in given.peers if CONTENDERS[name].slow]
     share = [f"{' and '.join(fewer)}: 1/{given.slower} of the events"] if fewer else []
-    return "; ".join([f"medians of {given.rounds} rounds", *share, layout, machine()])
+    rounds = "one round" if given.rounds == 1 else f"medians of {given.rounds} rounds"
+    return "; ".join([rounds, *share, layout, machine()])
 
 
 def _arguments() -> argparse.Namespace:
