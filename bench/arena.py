@@ -124,10 +124,11 @@ class Arena:
             for number in range(config.topics.partitions)
         ]
         try:
-            [answer] = self._admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group, places)]).values()
-            return sum(max(place.offset, 0) for place in answer.result(30).topic_partitions)
-        except (KafkaException, TimeoutError):
-            return 0  # the group is not there yet
+            asked = [ConsumerGroupTopicPartitions(group, places)]
+            [answer] = self._admin.list_consumer_group_offsets(asked, request_timeout=5).values()
+            return sum(max(place.offset, 0) for place in answer.result().topic_partitions)
+        except KafkaException:
+            return 0  # the group is not there yet, or its coordinator
 
     def events(self, config: Config) -> int:
         """How many events the input topics hold."""
@@ -151,8 +152,8 @@ class Arena:
 
         def gone() -> bool:
             try:
-                [deleted] = self._admin.delete_consumer_groups([group]).values()
-                deleted.result(10)
+                [deleted] = self._admin.delete_consumer_groups([group], request_timeout=5).values()
+                deleted.result()
             except KafkaException as exc:
                 return exc.args[0].name() == "GROUP_ID_NOT_FOUND"
             return True
@@ -170,6 +171,7 @@ class Run:
         self._config = config
         self._state = state
         self._worker: Worker | None = None
+        self._done = 0
 
     def __enter__(self) -> Run:
         return self
@@ -196,14 +198,14 @@ class Run:
         worker, arena = self._worker, self._arena
         assert worker is not None
         broker_cpu, total = arena.broker_cpu_s(), arena.events(self._config)
-        before = done = arena.committed(self._launch.group, self._config)
+        before = done = self._done
         moved_at = time.monotonic()
         halfway: tuple[int, float, float] | None = None
         while done < total:
             time.sleep(LOOK_S)
             worker.check()
             now, done_before = time.monotonic(), done
-            done = arena.committed(self._launch.group, self._config)
+            done = max(done, arena.committed(self._launch.group, self._config))
             if done > done_before:
                 moved_at = now
                 if halfway is None and done >= (before + total) / 2:
@@ -211,6 +213,7 @@ class Run:
             elif now - moved_at > STUCK_S:
                 stuck = f"{done} of {total} events are committed, and no more for {STUCK_S:.0f} s"
                 raise SystemExit(f"{stuck}:\n{worker.last_words()}")
+        self._done = done
         cpu, ended = cpu_seconds(worker.pid), time.monotonic()
         half, half_cpu, half_at = halfway or (done, cpu, ended)
         return Cost(
