@@ -153,6 +153,7 @@ class _Session:
         self._drained: set[tuple[str, int]] = set()
         self._count = 0
         self._patience = PATIENCE_S
+        self._rebalance_failure: Exception | None = None
         self._lag_at = self._measured_at = 0.0
         # Readers of committed records wait for a worker that died with its machine as long as its transaction may last.
         produces: dict[str, str | int | float] = {
@@ -180,9 +181,9 @@ class _Session:
         self._producer.init_transactions(REQUEST_S)
         self._consumer.subscribe(
             list(self._inputs),
-            on_assign=self._assigned,
-            on_revoke=self._revoked,
-            on_lost=self._revoked,
+            on_assign=self._on_assign,
+            on_revoke=self._on_revoke,
+            on_lost=self._on_revoke,
         )
         while not self._loop.stopping.is_set():
             self._turn()
@@ -201,6 +202,8 @@ class _Session:
 
     def _turn(self) -> None:
         messages = self._consumer.consume(BATCH, self._patience)
+        if self._rebalance_failure is not None:
+            raise self._rebalance_failure
         arrivals, rejected, offsets = self._read(messages)
         turns = {}
         for number, partition in self._partitions.items():
@@ -317,7 +320,24 @@ class _Session:
         if error is None:
             self._partitions[cast(int, message.partition())].stands_at = cast(int, message.offset()) + 1
 
-    def _assigned(self, client: Consumer, assigned: list[TopicPartition]) -> None:
+    def _on_assign(self, client: Consumer, assigned: list[TopicPartition]) -> None:
+        """Called within `consume`; what goes wrong is raised after it.
+
+        A KafkaException from in here would come out of `consume` as a KafkaError, which is no exception and which nothing
+        catches (confluent-kafka 2.16.1).
+        """
+        try:
+            self._assign(client, assigned)
+        except Exception as exc:  # noqa: BLE001 - raised after `consume`
+            self._rebalance_failure = exc
+
+    def _on_revoke(self, _client: Consumer, _revoked: list[TopicPartition]) -> None:
+        try:
+            self._close_partitions()
+        except Exception as exc:  # noqa: BLE001 - raised after `consume`
+            self._rebalance_failure = exc
+
+    def _assign(self, client: Consumer, assigned: list[TopicPartition]) -> None:
         """Recover the state of the partitions, then start where the group has committed.
 
         In this order, and waiting for open transactions in both: what a former owner committed is seen in both.
@@ -350,9 +370,6 @@ class _Session:
         client.assign(starts)
         self._loop.report(phase="running")
         log.info("joining partitions %s", numbers)
-
-    def _revoked(self, _client: Consumer, _revoked: list[TopicPartition]) -> None:
-        self._close_partitions()
 
     def _close_partitions(self) -> None:
         """Nothing is pending: what was joined is committed, the rest will be read again by whoever comes next."""

@@ -26,6 +26,7 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 
 from accrual.broker import DevelopmentBroker
 from accrual.config import Config, Kafka, Topics
+from accrual.contract import load_contracts
 from accrual.events import (
     MAX_EVENT_BYTES,
     DeadLetter,
@@ -36,6 +37,8 @@ from accrual.events import (
     encode,
 )
 from accrual.kafka import (
+    KafkaError,
+    KafkaException,
     Producer,
     TopicNames,
     create_topics,
@@ -45,6 +48,7 @@ from accrual.kafka import (
     read_to_end,
     transactional_producer,
 )
+from streams import loop, recovery
 
 PARTITIONS = 3
 START = datetime(2026, 3, 1, tzinfo=UTC)
@@ -399,6 +403,26 @@ def test_what_an_open_transaction_holds_back_is_waited_for(config: Config) -> No
         expected: Rows = {"held": ("labeled", "yes", 1), quiet: ("expired", "no", 0)}
         eventually(lambda: current(ground_truth(config)) == expected)
         assert current(ground_truth(config)) == expected
+
+
+def test_what_fails_in_a_rebalance_is_tried_again(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the group's coordinator does not answer: it ended the loop's thread, and the worker stood still."""
+    recoveries: list[bool] = []
+
+    def failing_once(*arguments: Any) -> dict[int, int]:
+        recoveries.append(True)
+        if len(recoveries) == 1:
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+        return recovery.recover(*arguments)
+
+    monkeypatch.setattr(loop, "recover", failing_once)
+    join = loop.JoinLoop(config, load_contracts(Path(config.contracts)), "worker")
+    thread = threading.Thread(target=join.run, daemon=True)
+    thread.start()
+    eventually(lambda: join.status.phase == "running" and len(recoveries) == 2)
+    join.stop()
+    thread.join(30)
+    assert (len(recoveries), join.failure, thread.is_alive()) == (2, None, False)
 
 
 def test_the_web_views_say_how_it_is_and_what_is_known(config: Config) -> None:
