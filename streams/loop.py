@@ -323,8 +323,8 @@ class _Session:
     def _on_assign(self, client: Consumer, assigned: list[TopicPartition]) -> None:
         """Called within `consume`; what goes wrong is raised after it.
 
-        A KafkaException from in here would come out of `consume` as a KafkaError, which is no exception: nothing catches
-        it (confluent-kafka 2.16.1).
+        A KafkaException from in here would come out of `consume` as a KafkaError, which is no exception: nothing would
+        catch it (confluent-kafka 2.16.1).
         """
         try:
             self._assign(client, assigned)
