@@ -48,7 +48,7 @@ ObjectOrNull = Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"type": ["
 NULL = msgspec.Raw(b"null")
 
 
-class Prediction(msgspec.Struct, frozen=True, kw_only=True):
+class Prediction(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a model said. `model` is `name@version`; `output` is `{"label", "probabilities"}`."""
 
     v: int = VERSION
@@ -60,7 +60,7 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     output: Object
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What happened. A later one with other values for the same prediction is a revision."""
 
     v: int = VERSION
@@ -71,7 +71,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     source: str = "outcome"
 
 
-class Tick(msgspec.Struct, frozen=True, kw_only=True):
+class Tick(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Event time of the stream `tick` has come to `at` in this partition, though no event says so: it is silent.
 
     A join worker writes it among the predictions, so that the passing of time is in the log: whoever reads the log
@@ -83,14 +83,14 @@ class Tick(msgspec.Struct, frozen=True, kw_only=True):
     at: Time
 
 
-class Distribution(msgspec.Struct, frozen=True, kw_only=True):
+class Distribution(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A model's output: the probability of each class, and the likeliest."""
 
     label: str
     probabilities: dict[str, Annotated[float, msgspec.Meta(ge=0, le=1)]]
 
 
-class GroundTruth(msgspec.Struct, frozen=True, kw_only=True):
+class GroundTruth(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A labeled (or expired) prediction: what the join says of it once its label is known, and again at each revision.
 
     `status` is `labeled` (an outcome came) or `expired` (the horizon passed; `label` is then what the contract says,
@@ -114,7 +114,7 @@ class GroundTruth(msgspec.Struct, frozen=True, kw_only=True):
     source: str | None
 
 
-class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An event that breaks its contract, kept whole: `key` and `value` are the original bytes (base64 on the wire).
 
     Of one that is `too_large`, `value` is the first `MAX_EVENT_BYTES`; the rest is still at its topic and offset.

@@ -55,9 +55,9 @@ def worker(
     contracts = load_contracts(Path(config.contracts))
     check_topics(config)
     join = JoinLoop(config, contracts, worker_id)
-    # A batch makes a hundred thousand objects and no cycles: looking for some would cost a sixth of the time.
+    # A batch makes a few hundred thousand objects and no cycles: looking for some would cost a sixth of the time.
     gc.freeze()
-    gc.set_threshold(100_000, 50, 1_000)
+    gc.set_threshold(1_000_000, 50, 1_000)
     with _only_one(config, worker_id):
         _host(join_app(config, contracts, join, **_settings(config, worker_id, web_host, web_port)))
     if join.failure is not None:
