@@ -10,7 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from urllib.error import HTTPError
@@ -191,23 +192,26 @@ class Cluster:
             self._mounts.append(worker.state)
         return mounted
 
-    def wait_for_transaction(self, partitions: tuple[int, ...], patience_s: float = 2.0) -> None:
-        """Return as soon as a record comes to ground truth in one of these partitions: amid its transaction.
+    @contextmanager
+    def amid_a_transaction(self, partitions: tuple[int, ...], patience_s: float = 2.0) -> Iterator[None]:
+        """Enter as soon as a record comes to ground truth in one of these partitions.
 
         After `patience_s` in any case, and at once when the broker is away.
         """
         topic = TopicNames(self._config.topics.prefix).ground_truth
         deadline = time.monotonic() + patience_s
+        # Closed after the body only: that takes longer than a commit.
         with closing(consumer(self._config, "watch", **{"isolation.level": "read_uncommitted"})) as watch:
             before: list[object] = []
             try:
                 while time.monotonic() < deadline:
                     ends = [watch.get_watermark_offsets(TopicPartition(topic, n), timeout=1.0) for n in partitions]
                     if before and ends != before:
-                        return
+                        break
                     before = [*ends]
             except KafkaException:
-                return
+                pass
+            yield
 
     def kill_broker(self) -> None:
         """SIGKILL the broker; it is gone when this returns."""

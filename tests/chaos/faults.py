@@ -80,8 +80,7 @@ def inject(cluster: Cluster, fault: Fault) -> float:
 
 def _kill(cluster: Cluster, fault: Fault, rng: random.Random) -> float:
     worker = cluster.worker(fault.lane)
-    _amid_a_transaction(cluster, worker.health().partitions, rng)
-    worker.kill()
+    _amid_a_transaction(cluster, worker.health().partitions, rng, worker.kill)
     time.sleep(fault.seconds)
     return _started(worker)
 
@@ -96,8 +95,7 @@ def _freeze(cluster: Cluster, fault: Fault, _rng: random.Random) -> float:
 
 
 def _broker(cluster: Cluster, fault: Fault, rng: random.Random) -> float:
-    _amid_a_transaction(cluster, tuple(range(PARTITIONS)), rng)
-    cluster.kill_broker()
+    _amid_a_transaction(cluster, tuple(range(PARTITIONS)), rng, cluster.kill_broker)
     time.sleep(fault.seconds)
     cluster.start_broker()
     return time.monotonic()
@@ -202,11 +200,16 @@ def faketime_library() -> Path | None:
     return next((place for place in places if place.exists()), None)
 
 
-def _amid_a_transaction(cluster: Cluster, partitions: tuple[int, ...], rng: random.Random) -> None:
-    """Mostly wait until a transaction is open, and some milliseconds: that is where a commit can be torn."""
-    if rng.random() < 0.8:
-        cluster.wait_for_transaction(partitions)
+def _amid_a_transaction(
+    cluster: Cluster, partitions: tuple[int, ...], rng: random.Random, strike: Callable[[], None]
+) -> None:
+    """Mostly strike some milliseconds into a transaction: that is where a commit can be torn."""
+    if rng.random() < 0.2:
+        strike()
+        return
+    with cluster.amid_a_transaction(partitions):
         time.sleep(rng.uniform(0, 0.02))
+        strike()
 
 
 def _end(worker: Worker, rng: random.Random) -> None:
