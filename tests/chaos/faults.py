@@ -208,7 +208,7 @@ def _amid_a_transaction(
         strike()
         return
     with cluster.amid_a_transaction(partitions):
-        time.sleep(rng.uniform(0, 0.02))
+        time.sleep(rng.choice([0.0, rng.uniform(0, 0.005), rng.uniform(0, 0.02)]))
         strike()
 
 
