@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import cast
@@ -13,6 +14,7 @@ from accrual.errors import BrokerUnavailable, ChangelogLost
 from accrual.kafka import KafkaError, KafkaException, TopicNames, TopicPartition, consumer
 from streams.state import Record, State
 
+HANGING_S = 60.0
 _WAYS_OUT = (
     "restore the topic and start again; or stop all workers, delete it, make it anew (`accrual topics create`), set the"
     " offsets of the workers' consumer group back to the beginning, and all is joined once more"
@@ -31,8 +33,8 @@ def recover(
     `alive` is called now and then: it may take minutes.
 
     A transaction that a former owner of a partition left open is waited for: the broker ends it after its timeout, and
-    until then nobody knows whether it counts. Raises BrokerUnavailable, KafkaException, StateBroken, and ChangelogLost
-    when the changelog begins after what a state needs of it.
+    until then nobody knows whether it counts. Raises BrokerUnavailable (also when that takes longer than it can),
+    KafkaException, StateBroken, and ChangelogLost when the changelog begins after what a state needs of it.
     """
     topic = TopicNames(config.topics.prefix).changelog
     group = f"{config.topics.prefix}.join-recovery"
@@ -49,7 +51,7 @@ def recover(
             if state.offset < first:
                 raise ChangelogLost(f"{topic} [{partition}] begins at {first}: older records were deleted; {_WAYS_OUT}")
     behind = {partition for partition, state in states.items() if state.offset < ends[partition]}
-    replayed = 0
+    replayed, came_at = 0, time.monotonic()
     with closing(consumer(config, group, **{"enable.partition.eof": True})) as committed:
         committed.assign([TopicPartition(topic, partition, states[partition].offset) for partition in behind])
         while behind and not stopping.is_set():
@@ -65,11 +67,16 @@ def recover(
                     raise KafkaException(error)
                 elif offset >= ends[partition]:
                     behind.discard(partition)
+                elif time.monotonic() - came_at > HANGING_S:
+                    raise BrokerUnavailable(
+                        f"{topic} [{partition}]: a transaction is open at {offset} for {HANGING_S:.0f} s, longer"
+                        " than a worker's may last; if it stays, find and abort it with Kafka's kafka-transactions.sh"
+                    )
                 else:
                     log.info("%s [%d]: waiting for a transaction that another worker left open", topic, partition)
             for partition, some in records.items():
                 states[partition].save(some, offsets[partition], {})
-                replayed += len(some)
+                replayed, came_at = replayed + len(some), time.monotonic()
     for state in states.values():
         state.flush()  # and with it the timers of what was replayed
     log.info("state of partitions %s is current (%d records replayed)", sorted(states), replayed)

@@ -129,6 +129,7 @@ class State:
         """Open the cache at `path`, or make it anew (`offset` is then 0) when it cannot be trusted.
 
         It is dropped when it does not open, belongs to another topic, is too old, or has timers by other horizons.
+        Raises StateBroken when a new one cannot be made, as on a full disk.
         """
         self._contracts = contracts
         self._topic_id = topic_id
@@ -329,8 +330,11 @@ class State:
 
     def _make_anew(self) -> None:
         shutil.rmtree(self._path, ignore_errors=True)
-        self._db = _open(self._path)
         self._forget_memory()
+        try:
+            self._db = _open(self._path)
+        except Exception as exc:
+            raise StateBroken(f"{self._path} cannot be made: {exc}") from exc
 
     def _forget_memory(self) -> None:
         self.offset, self.progress, self._broken = 0, {}, False
