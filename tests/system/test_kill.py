@@ -74,7 +74,8 @@ class Killer:
 
     @property
     def done(self) -> bool:
-        return not self._moments
+        """Whether it was killed as often as it should be, and runs again."""
+        return not self._moments and self._worker.restarts == self.killed
 
 
 def ground_truth(config: Config) -> tuple[dict[str, tuple[str, str | None, int]], Counter[tuple[str, int]]]:
