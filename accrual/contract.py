@@ -92,6 +92,7 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     template: str
     window_rows: int = 1000
+    max_rows: int = 100_000
     base_model: str | None = None
     replay: float = 0.5
     epochs: int = 3
@@ -319,6 +320,7 @@ def _inconsistencies(contract: Contract) -> list[tuple[str, str]]:
     training, gate = contract.training, contract.gate
     bounds: list[tuple[str, bool, str]] = [
         ("training.window_rows", training.window_rows >= 10, "must be at least 10"),
+        ("training.max_rows", training.max_rows >= 10, "must be at least 10"),
         ("training.replay", 0 <= training.replay <= 10, "is a share of the new rows: 0 to 10"),
         ("training.epochs", training.epochs >= 1, "must be at least 1"),
         ("training.learning_rate", 0 < training.learning_rate < 1, "must lie between 0 and 1"),

@@ -37,7 +37,7 @@ from examples.service import STREAMS
 from examples.table import trials_table
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_TRAINER_S = 90.0
+_TRAINER_S = 105.0
 _QUIET_S = 4.0
 
 

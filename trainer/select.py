@@ -72,20 +72,22 @@ def rows_of(lake: Lake, contract: Contract, windows: Sequence[Window]) -> list[R
 
 
 def select(lake: Lake, contract: Contract, new: Sequence[Window], seed: int) -> Selection:
-    """Choose from the new windows and, `training.replay` times as many, from the rows before them.
+    """Choose the newest `training.max_rows` of the new windows and, `training.replay` times as many, rows before them.
 
     `lake` is pinned to the last new window's snapshot.
     """
-    fresh = rows_of(lake, contract, new)
+    fresh = rows_of(lake, contract, new)[-contract.training.max_rows :]
     kept_back = int(len(fresh) * KEPT_BACK)
     learn, calibrate = fresh[: len(fresh) - kept_back], fresh[len(fresh) - kept_back :]
     # An order that only id and seed decide: a sample that any engine draws again.
-    older = _rows(
+    wanted, ids = int(len(fresh) * contract.training.replay), {row.prediction_id for row in fresh}
+    drawn = _rows(
         contract,
         lake,
         "predicted_at < ? order by md5(prediction_id || ?), prediction_id limit ?",
-        [new[0].from_time, f":{seed}", int(len(fresh) * contract.training.replay)],
+        [new[-1].to_time, f":{seed}", wanted + len(fresh)],
     )
+    older = [row for row in drawn if row.prediction_id not in ids][:wanted]
     listed = "\n".join(f"{row.prediction_id}|{row.label}" for row in [*learn, *older, *calibrate])
     return Selection([*learn, *older], calibrate, len(older), hashlib.sha256(listed.encode()).hexdigest())
 
