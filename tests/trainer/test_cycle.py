@@ -20,13 +20,14 @@ from accrual.config import Config, load_config
 from accrual.contract import Contract, load_contracts
 from accrual.events import microseconds
 from accrual.kafka import TopicNames, create_topics, read_to_end
-from accrual.lake import open_lake_for_writing
+from accrual.lake import open_lake, open_lake_for_writing
 from accrual.lake_tables import TABLES
 from accrual.ledger import Evaluation, Generation, Run, decode_generation, decode_ledger_entry
 from accrual.predictor import Predictor
 from trainer import cycle
 from trainer.cycle import Trainer
 from trainer.publish import Ledger
+from trainer.select import rows_of, sealed_windows, select
 
 STREAM = "desk"
 START = datetime(2025, 1, 1, tzinfo=UTC)
@@ -165,6 +166,27 @@ def test_a_challenger_is_frozen_judged_on_the_next_window_and_published(world: W
     [output] = Predictor.load(folder, world.config).predict([{"text": "What is the exchange rate today?"}])
     assert output.label == "exchange_rate"
     assert sum(output.probabilities.values()) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_a_trainer_that_fell_behind_learns_from_the_newest_rows_and_a_sample_of_the_others(world: World) -> None:
+    for _ in range(4):
+        world.seal()
+    contract = world.contracts[STREAM]
+    few = msgspec.structs.replace(
+        contract, training=msgspec.structs.replace(contract.training, max_rows=80, replay=1.0)
+    )
+    with open_lake(world.config) as lake:
+        windows = sealed_windows(lake, STREAM)
+        chosen = select(lake, few, windows, seed=1)
+        again = select(lake, few, windows, seed=1)
+        other = select(lake, few, windows, seed=2)
+        newest = [row.prediction_id for row in rows_of(lake, few, windows)][-80:]
+    ids = [row.prediction_id for row in (*chosen.learn, *chosen.calibrate)]
+    assert len(ids) == len(set(ids)) == 160
+    assert (chosen.new, chosen.replayed) == (80, 80)
+    assert set(newest) <= set(ids)
+    assert [row.prediction_id for row in chosen.calibrate] == newest[-len(chosen.calibrate) :]
+    assert again.digest == chosen.digest != other.digest
 
 
 def test_a_challenger_that_learned_nonsense_is_rejected_and_the_next_may_learn_better(world: World) -> None:
