@@ -52,6 +52,7 @@ class Trainer:
         self._key = load_or_make_signing_key(config.signing_key, config.public_key)
         self._store = config.model_store
         self._loaded: dict[str, Predictor] = {}
+        self._scored: dict[tuple[str, int], Scored] = {}  # by bundle and window, of the challengers that wait
 
     def next_step(self, stream: str) -> bool:
         """Take the next step of a stream's story; False when it must wait for a window to be sealed.
@@ -177,16 +178,21 @@ class Trainer:
         concluded = msgspec.structs.replace(challenger, state=_STATE[verdict.verdict], reason=verdict.reason, at=at)
         promoted = _generation(challenger, at) if verdict.verdict == "promote" else None
         self._ledger.say([*entries, concluded], promoted)
+        if verdict.verdict != "wait":
+            self._scored = {key: kept for key, kept in self._scored.items() if kept.window.stream != contract.stream}
         log.info("%s is %s, judged on window %d: %s", ours[-1].model, concluded.state, now.window, verdict.reason)
 
     def _score(self, contract: Contract, bundle: str, windows: Sequence[Window]) -> list[Scored]:
-        """A frozen model on each window, the rows as they were when the window was sealed."""
-        predictor = self._predictor(bundle)
-        scored = []
+        """A frozen model on each window, the rows as they were when the window was sealed.
+
+        Neither changes any more, so what was scored once is kept while the same challenger waits for further windows.
+        """
         for window in windows:
-            with open_lake(self._config, at_snapshot=window.snapshot_id) as lake:
-                scored.append(score(predictor, window, rows_of(lake, contract, [window])))
-        return scored
+            if (bundle, window.window) not in self._scored:
+                with open_lake(self._config, at_snapshot=window.snapshot_id) as lake:
+                    rows = rows_of(lake, contract, [window])
+                self._scored[bundle, window.window] = score(self._predictor(bundle), window, rows)
+        return [self._scored[bundle, window.window] for window in windows]
 
     def _generation_0(self, contract: Contract) -> str:
         """The bundle of generation 0, made if the store does not have it: the contract decides every byte of it."""
