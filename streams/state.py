@@ -174,7 +174,7 @@ class State:
         """Timers that are due, earliest first, until they are for `limit` ids. What is in memory is written before."""
         if self._soonest.get(stream, _LAST) <= watermark:
             self.flush()
-        prefix = b"t%b\0" % stream.encode()
+        prefix = _timer_prefix(stream)
         end = prefix + _sortable(watermark) + b"\xff"
         found = Due([], [], [])
         with self._engine():
@@ -194,7 +194,7 @@ class State:
 
     def first_timed(self, stream: str, limit: int) -> tuple[list[str], int | None]:
         """The ids of about `limit` timers that are due first, and when the last of them is, as far as is written."""
-        prefix = b"t%b\0" % stream.encode()
+        prefix = _timer_prefix(stream)
         ids: list[str] = []
         last: int | None = None
         with self._engine():
@@ -352,16 +352,13 @@ def _chunks(timers: list[Timer], flush: int) -> Iterator[tuple[bytes, bytes]]:
         some.sort()
         for number, first in enumerate(range(0, len(some), CHUNK_IDS)):
             chunk = some[first : first + CHUNK_IDS]
-            yield (
-                b"t%b\0%b%b%b"
-                % (
-                    stream.encode(),
-                    _sortable(chunk[0][0]),
-                    flush.to_bytes(8, "big"),
-                    number.to_bytes(4, "big"),
-                ),
-                pack(chunk),
-            )
+            key = _timer_prefix(stream) + _sortable(chunk[0][0]) + flush.to_bytes(8, "big") + number.to_bytes(4, "big")
+            yield key, pack(chunk)
+
+
+def _timer_prefix(stream: str) -> bytes:
+    """How the keys of a stream's timers begin; what follows sorts them by time."""
+    return TIMER + stream.encode() + b"\0"
 
 
 def _sortable(when: int) -> bytes:
