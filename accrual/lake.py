@@ -28,6 +28,17 @@ _BUSY_TIMEOUT_MS = 30_000
 _TRANSIENT = (duckdb.IOException, duckdb.TransactionException, duckdb.ConnectionException)
 
 
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """What a signal handler raised is raised again: the engine makes a RuntimeError of it."""
+    try:
+        yield
+    except RuntimeError as exc:
+        if exc.__cause__ is None or isinstance(exc.__cause__, Exception):
+            raise
+        raise exc.__cause__ from None
+
+
 class Move(msgspec.Struct, frozen=True):
     """The sink's step on one topic-partition: from `expected`, the first record not yet in the lake, to `next`."""
 
@@ -55,7 +66,11 @@ class Lake:
     def arrow(self, sql: str, params: Sequence[Any] = ()) -> pa.Table:
         """Run one statement; its rows as an Arrow table. Raises like `rows`."""
         with _engine_errors():
-            return self._connection.execute(sql, list(params)).to_arrow_table()
+            try:
+                return self._connection.execute(sql, list(params)).to_arrow_table()
+            except BaseException:
+                self._connection.interrupt()  # after a signal its threads would compute on, and closing wait for them
+                raise
 
     @contextmanager
     def with_tables(self, tables: Mapping[str, pa.Table]) -> Iterator[None]:
@@ -150,6 +165,7 @@ class WritableLake(Lake):
         return int(done[0]["Count"])
 
 
+@_interruptible()
 def open_lake(config: Config, *, at_snapshot: int | None = None) -> Lake:
     """Open the lake for reading, at its newest snapshot or pinned to one.
 
@@ -173,6 +189,7 @@ def open_lake(config: Config, *, at_snapshot: int | None = None) -> Lake:
     return Lake(connection, at_snapshot)
 
 
+@_interruptible()
 def open_lake_for_writing(config: Config) -> WritableLake:
     """Open the lake as its one writer, making it and its tables if needed.
 
@@ -316,7 +333,8 @@ class _Overtaken(Exception):
 def _engine_errors() -> Iterator[None]:
     """The engine's exceptions as ours, its reason kept."""
     try:
-        yield
+        with _interruptible():
+            yield
     except _TRANSIENT as exc:
         raise LakeUnavailable(f"the lake cannot be reached: {exc}") from exc
     except duckdb.Error as exc:

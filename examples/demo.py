@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import FrameType
@@ -39,6 +40,7 @@ from examples.table import trials_table
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _TRAINER_S = 105.0
 _QUIET_S = 4.0
+_interrupted = threading.Event()
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -160,6 +162,8 @@ def _watch(console: Console, supervisor: Supervisor, board: Board, stream: str) 
     try:
         with Live(console=console, refresh_per_second=4, transient=True) as live:
             while end is None or time.monotonic() < end:
+                if _interrupted.is_set():  # and what was raised is lost: DuckDB swallows it where it looks up a name
+                    raise KeyboardInterrupt
                 supervisor.watch()
                 board.poll(0.3)
                 if console.is_terminal:
@@ -215,6 +219,7 @@ def _interrupt(sign: int, _frame: FrameType | None) -> None:
     """End the run in order, once: what is being stopped must not be interrupted half-way."""
     for again in _SIGNALS:
         signal.signal(again, signal.SIG_IGN)
+    _interrupted.set()
     raise KeyboardInterrupt(signal.Signals(sign).name)
 
 

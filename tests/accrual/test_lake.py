@@ -1,6 +1,7 @@
 """The lake: one writer, readers that never wait for it, snapshots, and offsets that move once."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -177,3 +178,17 @@ def test_a_data_store_that_cannot_be_reached_is_unavailable_and_nothing_is_writt
         with pytest.raises(LakeUnavailable):
             lake.append({"generations": generation(1)})
         assert lake.rows("from generations") == []
+
+
+def test_what_a_signal_handler_raises_in_a_query_is_raised_by_it(config: Config) -> None:
+    lake = open_lake_for_writing(config)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)  # again: what is raised while a name is looked up is lost
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            lake.rows("select sum(a.range * b.range) from range(1_000_000) a, range(100_000) b")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert lake.rows("select 1 as one") == [{"one": 1}]
+    lake.close()
