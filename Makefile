@@ -30,8 +30,8 @@ test: $(STAMP) ## run all tests; ARGS="-m 'not slow'" for the quick ones
 kill-tests: $(STAMP) ## kill -9 every worker at random moments, COUNT times each (20 unless given)
 	@ACCRUAL_KILL_COUNT=$(or $(COUNT),20) $(BIN)/python -m pytest tests/system/test_kill.py $(ARGS)
 
-chaos: $(STAMP) ## faults of all kinds, SEEDS=200 times (10 unless given), FROM=0; see docs/chaos.md
-	@$(BIN)/python -m tests.chaos.run --seeds $(or $(SEEDS),10) --from $(or $(FROM),0)
+chaos: $(STAMP) ## faults of all kinds, SEEDS=200 times (10 unless given), FROM=0, JOBS=4 at once; see docs/chaos.md
+	@$(BIN)/python -m tests.chaos.run --seeds $(or $(SEEDS),10) --from $(or $(FROM),0) $(if $(JOBS),--jobs $(JOBS))
 
 lint: $(STAMP) ## style, formatting and import rules
 	@$(BIN)/ruff check $(wildcard $(SOURCES))

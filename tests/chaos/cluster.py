@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -156,10 +157,8 @@ class Cluster:
         self.broker = broker
         self.port = port
         self.workers: dict[str, Worker] = {}
-        self.waits: dict[str, float] = {}
         self._config = config
         self._folder = folder
-        self._mounts: list[Path] = []
         self._watching = threading.Event()
         self._watch = threading.Thread(target=self._keep_watch, name="watch")
 
@@ -174,8 +173,7 @@ class Cluster:
         self._watch.join()
         for worker in self.workers.values():
             worker.kill()
-        for mount in self._mounts:
-            subprocess.run(["umount", str(mount)], check=True)
+        unmount(self._folder)
 
     def worker(self, name: str) -> Worker:
         """The worker of this name, made when there is none; not started."""
@@ -187,10 +185,7 @@ class Cluster:
     def small_disk(self, worker: Worker) -> bool:
         """Mount a small disk as the state folder of a worker that does not run; False where that is not allowed."""
         options = ["-t", "tmpfs", "-o", f"size={DISK_BYTES}", "none", str(worker.state)]
-        mounted = subprocess.run(["mount", *options], capture_output=True, check=False).returncode == 0
-        if mounted:
-            self._mounts.append(worker.state)
-        return mounted
+        return subprocess.run(["mount", *options], capture_output=True, check=False).returncode == 0
 
     @contextmanager
     def amid_a_transaction(self, partitions: tuple[int, ...], patience_s: float = 2.0) -> Iterator[None]:
@@ -238,6 +233,24 @@ class Cluster:
                 worker.keep_running()
 
 
+@contextmanager
+def own_broker(folder: Path) -> Iterator[tuple[DevelopmentBroker, int]]:
+    """A broker that may be killed, and its port."""
+    broker = DevelopmentBroker(folder)
+    port = broker.start(_free_port()).port
+    try:
+        yield broker, port
+    finally:
+        broker.stop()
+
+
+def unmount(folder: Path) -> None:
+    """Take away the small disks of the workers in a seed's folder, as soon as nothing is using them any more."""
+    for state in folder.glob("*/state"):
+        if state.is_mount():
+            subprocess.run(["umount", "--lazy", str(state)], check=True)
+
+
 def free_of_state(worker: Worker) -> None:
     """Delete what a worker keeps on its disk; the folder itself may be a mount and stays."""
     for path in worker.state.iterdir():
@@ -245,7 +258,9 @@ def free_of_state(worker: Worker) -> None:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """One that stays free while its owner is down: no system gives such a low one to whoever asks for any."""
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
