@@ -55,6 +55,8 @@ log = logging.getLogger(__name__)
 BATCH = 20_000
 PATIENCE_S = 0.2
 REQUEST_S = 30.0
+SESSION_S = 10
+LEAVE_S = 5.0
 LONGEST_PAUSE_S = 10.0
 MEASURE_S = 5.0
 MEMORY_KEYS = 200_000  # of the younger generations of all partitions together: about 100 MB
@@ -165,7 +167,8 @@ class _Session:
         self._producer = transactional_producer(config, f"{config.topics.prefix}.{worker}", **produces)
         consumes: dict[str, str | int | bool] = {
             "group.instance.id": worker,  # started again within the session timeout, it has its partitions back at once
-            "session.timeout.ms": 10_000,
+            "session.timeout.ms": SESSION_S * 1000,
+            "heartbeat.interval.ms": 500,  # so soon it hears that another one came or went: until then all wait
             "max.poll.interval.ms": 900_000,  # recovery happens inside one poll
             "partition.assignment.strategy": "range",
             "enable.partition.eof": True,
@@ -187,9 +190,20 @@ class _Session:
         )
         while not self._loop.stopping.is_set():
             self._turn()
+        self._leave()
+
+    def _leave(self) -> None:
+        """Give the partitions to the others now: whoever only closes keeps them for the session timeout."""
+        self._consumer.unsubscribe()
+        deadline = time.monotonic() + LEAVE_S
+        while self._consumer.memberid() and time.monotonic() < deadline:  # it goes when the group is told
+            self._consumer.consume(1, 0.05)
 
     def close(self) -> None:
-        """Leave; an open transaction is aborted. Never raises: there is nothing left to save."""
+        """End both clients; an open transaction is aborted. Never raises: there is nothing left to save.
+
+        Unless it left before, the group keeps this worker's partitions for it, for the session timeout.
+        """
         try:
             self._producer.abort_transaction(5.0)
         except KafkaException:

@@ -144,6 +144,15 @@ def send_tides(config: Config, client: Producer) -> None:
     assert client.flush(30) == 0
 
 
+def send_a_pair_to_each_partition(config: Config) -> None:
+    """A prediction and its outcome for each partition: as many rows of ground truth."""
+    names, client = TopicNames(config.topics.prefix), producer(config)
+    for id_ in tides():
+        client.produce(names.predictions, prediction(id_), id_.encode())
+        client.produce(names.outcomes, outcome(id_, 1), id_.encode())
+    assert client.flush(30) == 0
+
+
 def ground_truth(config: Config) -> list[GroundTruth]:
     topic = TopicNames(config.topics.prefix).ground_truth
     return [decode_ground_truth(message.value() or b"") for message in read_to_end(config, topic)]
@@ -357,6 +366,47 @@ def test_a_worker_that_was_frozen_and_replaced_commits_nothing_more(config: Conf
 
 
 @pytest.mark.timeout(200)
+def test_a_worker_that_is_stopped_hands_its_partitions_over_well_before_its_session_ends(config: Config) -> None:
+    with joining(config, "stays") as stays:
+        with joining(config, "goes"):
+            eventually(lambda: len(stays.status.partitions) < PARTITIONS and stays.status.phase == "running")
+        stopped = time.monotonic()
+        send_a_pair_to_each_partition(config)
+        eventually(lambda: len(ground_truth(config)) == PARTITIONS)
+        assert len(ground_truth(config)) == PARTITIONS
+        assert stays.status.partitions == tuple(range(PARTITIONS))
+        assert time.monotonic() - stopped < loop.SESSION_S - 2
+
+
+def test_a_killed_worker_that_is_back_soon_has_its_partitions_again_and_the_others_never_stop(config: Config) -> None:
+    with joining(config, "stays") as stays:
+        killed = start(config, "--web-port", "0", "--worker-id", "killed")
+        eventually(lambda: 0 < len(stays.status.partitions) < PARTITIONS and stays.status.phase == "running")
+        kept = stays.status.partitions
+        killed.kill()
+        killed.wait()
+        with running(config, "--web-port", "0", "--worker-id", "killed"):
+            send_a_pair_to_each_partition(config)
+            eventually(lambda: len(ground_truth(config)) == PARTITIONS)
+            assert len(ground_truth(config)) == PARTITIONS
+            assert stays.status.partitions == kept
+
+
+@contextmanager
+def joining(config: Config, worker: str) -> Iterator[loop.JoinLoop]:
+    """A worker's loop in a thread of this process, stopped in order at the end."""
+    join = loop.JoinLoop(config, load_contracts(Path(config.contracts)), worker)
+    thread = threading.Thread(target=join.run, daemon=True)
+    thread.start()
+    try:
+        eventually(lambda: join.status.phase == "running" and join.status.partitions)
+        yield join
+    finally:
+        join.stop()
+        thread.join(30)
+    assert (join.failure, thread.is_alive()) == (None, False)
+
+
 def test_a_broker_that_goes_away_and_returns_costs_nothing_but_time(tmp_path: Path, config: Config) -> None:
     sendings, expected, letters = mixture(config, 3_000, random.Random(7))
     broker = DevelopmentBroker(tmp_path / "broker")
