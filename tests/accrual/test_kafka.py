@@ -50,6 +50,9 @@ def test_missing_topics_and_differing_counts_name_the_fix(config: Config) -> Non
     admin = AdminClient({"bootstrap.servers": config.kafka.bootstrap_servers})
     topic = TopicNames(other.topics.prefix).outcomes
     admin.create_partitions([NewPartitions(topic, 5)])[topic].result()
+    deadline = time.monotonic() + 30  # the broker answers before its metadata say so
+    while partition_counts(other)[topic] != 5 and time.monotonic() < deadline:
+        time.sleep(0.1)
     with pytest.raises(TopicMismatch, match="same number of partitions"):
         check_topics(other)
 
