@@ -26,7 +26,7 @@ from accrual.contract import load_contracts
 from accrual.events import microseconds, new_prediction_id
 from accrual.kafka import TopicNames, create_topics, read_to_end, topic_id, transactional_producer
 from streams.join import Entry, Said, pack
-from streams.recovery import recover
+from streams.recovery import changelog_bounds, recover
 from streams.state import State, entry_key
 
 STREAM = "support-intents"
@@ -86,7 +86,7 @@ def _recover(config: Config, path: Path, ids: list[str]) -> None:
     """Recover, look at some, and leave it as a worker that stops does (the look and the leaving are counted, too)."""
     changelog = topic_id(config, TopicNames(config.topics.prefix).changelog)
     state = State(path, changelog, load_contracts(Path(config.contracts)))
-    recover(config, {0: state}, threading.Event())
+    recover(config, {0: state}, changelog_bounds(config, [0]), threading.Event())
     some = [entry_key(STREAM, id_) for id_ in ids[:: max(1, len(ids) // 10_000)]]
     if missing := [key for key, entry in state.entries(some).items() if entry is None]:
         raise SystemExit(f"wrong: {len(missing)} of {len(some)} entries are not there")

@@ -47,7 +47,7 @@ from accrual.kafka import (
 from streams import telemetry
 from streams.join import Entry
 from streams.partition import Arrival, Arrivals, Drained, Partition, Turn
-from streams.recovery import check_changelog, recover, stands_on
+from streams.recovery import changelog_bounds, check_changelog, is_current, recover, stands_on
 from streams.state import State, StateBroken, entry_key
 
 log = logging.getLogger(__name__)
@@ -151,6 +151,7 @@ class _Session:
         self._topics = TopicNames(config.topics.prefix)
         self._inputs = (self._topics.predictions, self._topics.outcomes)
         self._partitions: dict[int, Partition] = {}
+        self._revoked: dict[int, State] = {}  # still open: most come back with the assignment that follows
         self._next: dict[tuple[str, int], int] = {}
         self._drained: set[tuple[str, int]] = set()
         self._count = 0
@@ -185,8 +186,8 @@ class _Session:
         self._consumer.subscribe(
             list(self._inputs),
             on_assign=self._on_assign,
-            on_revoke=self._on_revoke,
-            on_lost=self._on_revoke,
+            on_revoke=lambda *_: self._set_aside(),
+            on_lost=lambda *_: self._set_aside(),
         )
         while not self._loop.stopping.is_set():
             self._turn()
@@ -212,7 +213,8 @@ class _Session:
             self._consumer.close()
         except (KafkaException, RuntimeError, Transient) as exc:
             log.warning("leaving the group: %s", exc)
-        self._close_partitions()
+        self._set_aside()
+        self._close_revoked(*self._revoked)
 
     def _turn(self) -> None:
         messages = self._consumer.consume(BATCH, self._patience)
@@ -345,12 +347,6 @@ class _Session:
         except Exception as exc:  # noqa: BLE001 - raised after `consume`
             self._rebalance_failure = exc
 
-    def _on_revoke(self, _client: Consumer, _revoked: list[TopicPartition]) -> None:
-        try:
-            self._close_partitions()
-        except Exception as exc:  # noqa: BLE001 - raised after `consume`
-            self._rebalance_failure = exc
-
     def _assign(self, client: Consumer, assigned: list[TopicPartition]) -> None:
         """Recover the state of the partitions, then start where the group has committed.
 
@@ -365,37 +361,55 @@ class _Session:
             )
         self._loop.report(phase="recovering", partitions=tuple(numbers))
         folder = self._config.state_dir / "join" / self._topics.prefix / self._worker
+        bounds = changelog_bounds(self._config, numbers)
+        behind: dict[int, State] = {}
         for number in numbers:
-            path = folder / str(number)
-            state = State(path, self._changelog_id, self._contracts, younger_keys=MEMORY_KEYS // len(numbers))
+            state = self._revoked.get(number)
+            if state is not None and is_current(state, bounds[number]):
+                del self._revoked[number]
+            else:
+                self._close_revoked(number)
+                behind[number] = state = State(folder / str(number), self._changelog_id, self._contracts)
+            state.younger_keys = MEMORY_KEYS // len(numbers)
             self._partitions[number] = Partition(number, self._count, state, self._contracts, self._topics)
-        states = {number: partition.state for number, partition in self._partitions.items()}
-        ends = recover(self._config, states, self._loop.stopping, self._loop.report)
+        recover(self._config, behind, bounds, self._loop.stopping, self._loop.report)
         for partition in self._partitions.values():
             partition.stands_at = partition.state.offset
         starts = []
         for place in client.committed(assigned, timeout=REQUEST_S):
             if place.error is not None:
                 raise KafkaException(place.error)
-            check_changelog(self._config, place.partition, self._changelog_id, ends[place.partition], place.metadata)
+            check_changelog(
+                self._config, place.partition, self._changelog_id, bounds[place.partition][1], place.metadata
+            )
             start = place.offset if place.offset >= 0 else OFFSET_BEGINNING
             self._next[place.topic, place.partition] = max(start, 0)
             starts.append(TopicPartition(place.topic, place.partition, start))
         client.assign(starts)
         self._loop.report(phase="running")
         log.info("joining partitions %s", numbers)
+        self._close_revoked(*self._revoked)  # only now: those that are joined go on in the meantime
 
-    def _close_partitions(self) -> None:
-        """Nothing is pending: what was joined is committed, the rest will be read again by whoever comes next."""
-        for partition in self._partitions.values():
-            try:
-                partition.state.close()
-            except StateBroken as exc:
-                log.warning("%s", exc)
+    def _set_aside(self) -> None:
+        """Join nothing more, until the next assignment.
+
+        Nothing is pending: what was joined is committed, the rest will be read again by whoever comes next.
+        """
+        self._revoked |= {number: partition.state for number, partition in self._partitions.items()}
         self._partitions.clear()
         self._next.clear()
         self._drained.clear()
         self._loop.report(partitions=())
+
+    def _close_revoked(self, *numbers: int) -> None:
+        """Close the states of these partitions, as far as they are still open."""
+        for number in numbers:
+            state = self._revoked.pop(number, None)
+            if state is not None:
+                try:
+                    state.close()
+                except StateBroken as exc:
+                    log.warning("%s", exc)
 
     def _answer_questions(self) -> None:
         while True:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from typing import cast
 
@@ -23,36 +23,53 @@ _WAYS_OUT = (
 log = logging.getLogger(__name__)
 
 
+def changelog_bounds(config: Config, partitions: Iterable[int]) -> dict[int, tuple[int, int]]:
+    """Where the changelog begins and ends, by partition; open transactions included. Raises BrokerUnavailable."""
+    topic = TopicNames(config.topics.prefix).changelog
+    bounds = {}
+    with closing(consumer(config, _group(config), **{"isolation.level": "read_uncommitted"})) as everything:
+        for partition in partitions:
+            found = everything.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)
+            if found is None:
+                raise BrokerUnavailable(f"the ends of {topic} [{partition}] cannot be read")
+            bounds[partition] = found
+    return bounds
+
+
+def is_current(state: State, bounds: tuple[int, int]) -> bool:
+    """Whether a state that stayed open is what the changelog is: nothing follows but the mark of its last commit."""
+    first, end = bounds
+    return first <= state.offset <= end <= state.offset + 1
+
+
 def recover(
-    config: Config, states: Mapping[int, State], stopping: threading.Event, alive: Callable[[], None] = lambda: None
-) -> dict[int, int]:
+    config: Config,
+    states: Mapping[int, State],
+    bounds: Mapping[int, tuple[int, int]],
+    stopping: threading.Event,
+    alive: Callable[[], None] = lambda: None,
+) -> None:
     """Replay the changelog into the states of these partitions until each is current, or `stopping` is set.
 
-    Returns where the changelog ends, by partition.
-
-    `alive` is called now and then: it may take minutes.
+    `bounds` are those of the changelog. `alive` is called now and then: it may take minutes.
 
     A transaction that a former owner of a partition left open is waited for: the broker ends it after its timeout, and
     until then nobody knows whether it counts. Raises BrokerUnavailable (also when that takes longer than it can),
     KafkaException, StateBroken, and ChangelogLost when the changelog begins after what a state needs of it.
     """
     topic = TopicNames(config.topics.prefix).changelog
-    group = f"{config.topics.prefix}.join-recovery"
-    ends: dict[int, int] = {}
-    with closing(consumer(config, group, **{"isolation.level": "read_uncommitted"})) as everything:
-        for partition, state in states.items():
-            bounds = everything.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)
-            if bounds is None:
-                raise BrokerUnavailable(f"the ends of {topic} [{partition}] cannot be read")
-            first, ends[partition] = bounds
-            if state.offset > ends[partition]:
-                log.warning("%s [%d] ends before the local cache: rebuilt from it", topic, partition)
-                state.rebuild()
-            if state.offset < first:
-                raise ChangelogLost(f"{topic} [{partition}] begins at {first}: older records were deleted; {_WAYS_OUT}")
+    ends = {partition: bounds[partition][1] for partition in states}
+    for partition, state in states.items():
+        first, end = bounds[partition]
+        if state.offset > end:
+            log.warning("%s [%d] ends before the local cache: rebuilt from it", topic, partition)
+            state.rebuild()
+        if state.offset < first:
+            raise ChangelogLost(f"{topic} [{partition}] begins at {first}: older records were deleted; {_WAYS_OUT}")
     behind = {partition for partition, state in states.items() if state.offset < ends[partition]}
     replayed, came_at = 0, time.monotonic()
-    with closing(consumer(config, group, **{"enable.partition.eof": True})) as committed:
+    hurried: dict[str, int | bool] = {"enable.partition.eof": True, "fetch.wait.max.ms": 20}  # until it says: no more
+    with closing(consumer(config, _group(config), **hurried)) as committed:
         committed.assign([TopicPartition(topic, partition, states[partition].offset) for partition in behind])
         while behind and not stopping.is_set():
             alive()
@@ -80,7 +97,10 @@ def recover(
     for state in states.values():
         state.flush()  # and with it the timers of what was replayed
     log.info("state of partitions %s is current (%d records replayed)", sorted(states), replayed)
-    return ends
+
+
+def _group(config: Config) -> str:
+    return f"{config.topics.prefix}.join-recovery"
 
 
 def stands_on(changelog_id: str, offset: int) -> str:

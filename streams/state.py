@@ -108,7 +108,8 @@ def split_entry_key(key: bytes) -> tuple[str, str]:
 class State:
     """One partition's state. One thread at a time; `close` flushes it to disk.
 
-    `progress` and `offset` are those of the changelog as far as it was saved or replayed.
+    `progress` and `offset` are those of the changelog as far as it was saved or replayed. `younger_keys`, how many
+    a generation holds, may be changed at any time.
     """
 
     progress: dict[str, Progress]
@@ -136,7 +137,7 @@ class State:
         self._timing = str(
             sorted((s, c.horizon_us, c.disorder_us, c.remember_us, str(c.label)) for s, c in contracts.items())
         )
-        self._younger_keys = younger_keys
+        self.younger_keys = younger_keys
         self._unlogged = WriteOptions()
         setattr(self._unlogged, "disable_wal", True)  # noqa: B010 - an attribute, whatever rocksdict's types say
         self._path = path
@@ -236,7 +237,7 @@ class State:
         self.offset = offset
         if time.monotonic() - self._flushed_at > _FLUSH_AFTER_S:
             self.flush()
-        elif len(self._younger.records) >= self._younger_keys:
+        elif len(self._younger.records) >= self.younger_keys:
             self._age()
 
     def flush(self) -> None:

@@ -17,7 +17,7 @@ from accrual.config import Config, Kafka, Topics
 from accrual.contract import Contract
 from accrual.kafka import Producer, TopicNames, create_topics, delete_topics, topic_id, transactional_producer
 from streams.join import Entry, Progress, Said, pack
-from streams.recovery import recover
+from streams.recovery import changelog_bounds, is_current, recover
 from streams.state import State, Timer, entry_key, progress_key
 
 CONTRACT = msgspec.convert(
@@ -96,7 +96,7 @@ def names(first: int, last: int) -> set[str]:
 
 def recovered(config: Config, path: Path, changelog_id: str) -> State:
     state = State(path, changelog_id, CONTRACTS)
-    recover(config, {0: state}, threading.Event())
+    recover(config, {0: state}, changelog_bounds(config, [0]), threading.Event())
     return state
 
 
@@ -112,6 +112,22 @@ def test_a_new_cache_is_replayed_from_the_beginning_with_its_timers(config: Conf
     due = state.due("toy", 12_000_000, 1000)
     assert due.ids == ["id0", "id1", "id2"]
     assert due.later[0] == ("toy", 14_000_000, "id4")
+    state.close()
+
+
+def test_a_state_that_stayed_open_is_current_until_anything_but_the_mark_of_its_commit_follows(
+    config: Config, tmp_path: Path
+) -> None:
+    changelog = Changelog(config)
+    changelog.write(records(0, 5))
+    state = State(tmp_path / "0", changelog.id, CONTRACTS)
+    assert not is_current(state, changelog_bounds(config, [0])[0])
+    state.save(records(0, 5), changelog.end, {})
+    assert is_current(state, changelog_bounds(config, [0])[0])
+    changelog.write(records(5, 6))
+    assert not is_current(state, changelog_bounds(config, [0])[0])
+    assert not is_current(state, (state.offset + 1, state.offset + 1))  # records were deleted
+    assert not is_current(state, (0, state.offset - 1))  # the end was cut off
     state.close()
 
 
@@ -133,7 +149,7 @@ def test_a_cache_that_lost_its_memory_is_what_the_changelog_was_at_its_position(
     (tmp_path / "killed" / "LOCK").unlink()
     killed = State(tmp_path / "killed", changelog.id, CONTRACTS)
     assert (killed.offset, ids(killed, 40)) == (at_first, names(0, 20))
-    recover(config, {0: killed}, threading.Event())
+    recover(config, {0: killed}, changelog_bounds(config, [0]), threading.Event())
     assert (killed.offset, ids(killed, 40)) == (changelog.end, names(0, 40))
     killed.close()
 
@@ -165,7 +181,7 @@ def test_a_cache_of_another_topic_or_beyond_the_end_is_dropped(config: Config, t
     state = recovered(config, tmp_path / "0", new.id)
     assert ids(state, 60) == names(20, 60)
     state.save(records(0, 1), 10_000, {})
-    recover(config, {0: state}, threading.Event())
+    recover(config, {0: state}, changelog_bounds(config, [0]), threading.Event())
     assert (ids(state, 60), state.offset) == (names(20, 60), new.end)
     state.close()
 
@@ -176,7 +192,7 @@ def test_a_cache_with_timers_by_another_horizon_is_dropped(config: Config, tmp_p
     recovered(config, tmp_path / "0", changelog.id).close()
     shorter = msgspec.structs.replace(CONTRACT, horizon="1s")
     state = State(tmp_path / "0", changelog.id, {"toy": shorter})
-    recover(config, {0: state}, threading.Event())
+    recover(config, {0: state}, changelog_bounds(config, [0]), threading.Event())
     assert state.due("toy", 1_000_000, 10).ids == ["id0"]
     state.close()
 
@@ -189,7 +205,9 @@ def test_recovery_waits_for_the_transaction_that_another_worker_left_open(
     changelog.write(records(0, 10))
     changelog.begin(records(10, 20))
     state = State(tmp_path / "0", changelog.id, CONTRACTS)
-    recovery = threading.Thread(target=recover, args=(config, {0: state}, threading.Event()), daemon=True)
+    recovery = threading.Thread(
+        target=recover, args=(config, {0: state}, changelog_bounds(config, [0]), threading.Event()), daemon=True
+    )
     recovery.start()
     recovery.join(3)
     assert recovery.is_alive()

@@ -459,11 +459,11 @@ def test_what_fails_in_a_rebalance_is_tried_again(config: Config, monkeypatch: p
     """As when the group's coordinator does not answer: it ended the loop's thread, and the worker stood still."""
     recoveries: list[bool] = []
 
-    def failing_once(*arguments: Any) -> dict[int, int]:
+    def failing_once(*arguments: Any) -> None:
         recoveries.append(True)
         if len(recoveries) == 1:
             raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
-        return recovery.recover(*arguments)
+        recovery.recover(*arguments)
 
     monkeypatch.setattr(loop, "recover", failing_once)
     join = loop.JoinLoop(config, load_contracts(Path(config.contracts)), "worker")
