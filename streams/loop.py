@@ -152,6 +152,7 @@ class _Session:
         self._inputs = (self._topics.predictions, self._topics.outcomes)
         self._partitions: dict[int, Partition] = {}
         self._revoked: dict[int, State] = {}  # still open: most come back with the assignment that follows
+        self._given_away: list[int] = []  # of these, the ones that did not come back with it
         self._next: dict[tuple[str, int], int] = {}
         self._drained: set[tuple[str, int]] = set()
         self._count = 0
@@ -232,6 +233,8 @@ class _Session:
         self._patience = 0.0 if any(turn.more_due for turn in turns.values()) else PATIENCE_S
         if turns or offsets:
             self._commit(turns, rejected, offsets)
+        if self._given_away:  # one a turn: it takes a while, and those that are joined wait for it
+            self._close_revoked(self._given_away.pop())
         self._answer_questions()
         self._report()
 
@@ -388,7 +391,7 @@ class _Session:
         client.assign(starts)
         self._loop.report(phase="running")
         log.info("joining partitions %s", numbers)
-        self._close_revoked(*self._revoked)  # only now: those that are joined go on in the meantime
+        self._given_away = [*self._revoked]
 
     def _set_aside(self) -> None:
         """Join nothing more, until the next assignment.
@@ -397,6 +400,7 @@ class _Session:
         """
         self._revoked |= {number: partition.state for number, partition in self._partitions.items()}
         self._partitions.clear()
+        self._given_away.clear()
         self._next.clear()
         self._drained.clear()
         self._loop.report(partitions=())
