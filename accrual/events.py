@@ -39,7 +39,7 @@ REASONS = {
 }
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
+_EARLIEST_US = (datetime(1990, 1, 1, tzinfo=UTC) - _EPOCH) // _MICROSECOND
 
 Time = Annotated[datetime, msgspec.Meta(tz=True)]
 Object = Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"type": "object"})]
@@ -170,35 +170,48 @@ def read_prediction(
     `timestamp_ms` is the record's broker time (LogAppendTime): the bound for event times, the same in every replay.
     Raises Rejected with the reason; nothing else, whatever the bytes.
     """
-    try:
-        event = _read(_decode_prediction, value)
-    except Rejected as not_a_prediction:
-        tick = _as_tick(value)
-        if tick is None:
-            raise not_a_prediction from None
-        _check_time(tick.at, "at", timestamp_ms, _contract_of(tick.tick, contracts))
-        return tick
-    contract = _check_common(
-        event.stream, event.prediction_id, event.predicted_at, "predicted_at", key, timestamp_ms, contracts
-    )
-    contract.check_inputs(event.inputs)
-    try:
-        _decode_distribution(event.output)
-    except msgspec.DecodeError as exc:
-        raise Rejected("invalid_output", f"output: {exc}") from exc
-    return event
+    return timed_prediction(value, key, timestamp_ms, contracts)[0]
 
 
 def read_outcome(
     value: bytes | None, key: bytes | None, timestamp_ms: int, contracts: Mapping[str, Contract]
 ) -> Outcome:
     """Decode and check one record of the outcomes topic. Raises Rejected, like `read_prediction`."""
+    return timed_outcome(value, key, timestamp_ms, contracts)[0]
+
+
+def timed_prediction(
+    value: bytes | None, key: bytes | None, timestamp_ms: int, contracts: Mapping[str, Contract]
+) -> tuple[Prediction | Tick, int]:
+    """`read_prediction`, with the event's time in microseconds."""
+    try:
+        event = _read(_decode_prediction, value)
+    except Rejected as not_a_prediction:
+        tick = _as_tick(value)
+        if tick is None:
+            raise not_a_prediction from None
+        return tick, _check_time(tick.at, "at", timestamp_ms, _contract_of(tick.tick, contracts))
+    contract = _contract_of(event.stream, contracts)
+    _check_id(event.prediction_id, key)
+    at = _check_time(event.predicted_at, "predicted_at", timestamp_ms, contract)
+    contract.check_inputs(event.inputs)
+    try:
+        _decode_distribution(event.output)
+    except msgspec.DecodeError as exc:
+        raise Rejected("invalid_output", f"output: {exc}") from exc
+    return event, at
+
+
+def timed_outcome(
+    value: bytes | None, key: bytes | None, timestamp_ms: int, contracts: Mapping[str, Contract]
+) -> tuple[Outcome, int]:
+    """`read_outcome`, with the event's time in microseconds."""
     event = _read(_decode_outcome, value)
-    contract = _check_common(
-        event.stream, event.prediction_id, event.observed_at, "observed_at", key, timestamp_ms, contracts
-    )
+    contract = _contract_of(event.stream, contracts)
+    _check_id(event.prediction_id, key)
+    at = _check_time(event.observed_at, "observed_at", timestamp_ms, contract)
     contract.says(bytes(event.values))
-    return event
+    return event, at
 
 
 def _as_tick(value: bytes | None) -> Tick | None:
@@ -244,16 +257,7 @@ def _refuse_newer(value: bytes) -> None:
         raise Rejected("unsupported_version", f"v is {version}; this worker reads v {VERSION}")
 
 
-def _check_common(
-    stream: str,
-    prediction_id: str,
-    moment: datetime,
-    field: str,
-    key: bytes | None,
-    timestamp_ms: int,
-    contracts: Mapping[str, Contract],
-) -> Contract:
-    contract = _contract_of(stream, contracts)
+def _check_id(prediction_id: str, key: bytes | None) -> None:
     if not 1 <= len(prediction_id) <= MAX_ID_LENGTH:
         raise Rejected(
             "invalid_id",
@@ -261,8 +265,6 @@ def _check_common(
         )
     if key != prediction_id.encode():
         raise Rejected("invalid_id", "the record's key is not its prediction_id; key every record by it")
-    _check_time(moment, field, timestamp_ms, contract)
-    return contract
 
 
 def _contract_of(stream: str, contracts: Mapping[str, Contract]) -> Contract:
@@ -274,9 +276,12 @@ def _contract_of(stream: str, contracts: Mapping[str, Contract]) -> Contract:
     return contract
 
 
-def _check_time(moment: datetime, field: str, timestamp_ms: int, contract: Contract) -> None:
-    if moment < _EARLIEST or microseconds(moment) > timestamp_ms * 1000 + contract.max_ahead_us:
+def _check_time(moment: datetime, field: str, timestamp_ms: int, contract: Contract) -> int:
+    """The moment in microseconds."""
+    at = (moment - _EPOCH) // _MICROSECOND
+    if not _EARLIEST_US <= at <= timestamp_ms * 1000 + contract.max_ahead_us:
         raise Rejected(
             "time_out_of_range",
             f"{field} is {moment.isoformat()}; allowed: 1990 to {contract.max_ahead} after arrival",
         )
+    return at

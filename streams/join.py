@@ -15,7 +15,7 @@ from typing import Literal
 import msgspec
 
 from accrual.contract import CENSORED, Contract
-from accrual.events import NULL, GroundTruth, Outcome, Prediction, instant, microseconds
+from accrual.events import NULL, GroundTruth, Outcome, Prediction, instant
 from streams.label import Decision, Seen, decide, is_same, keep
 
 
@@ -94,10 +94,10 @@ unpack_progress = msgspec.msgpack.Decoder(Progress).decode
 
 
 def apply_prediction(
-    entry: Entry | None, contract: Contract, event: Prediction, offset: int, record: bytes, watermark: int
+    entry: Entry | None, contract: Contract, event: Prediction, at: int, offset: int, record: bytes, watermark: int
 ) -> Step:
-    """A prediction came. The first one with its id counts; outcomes that wait for it are joined at once."""
-    said = Said(microseconds(event.predicted_at), event.model, bytes(event.inputs), bytes(event.output))
+    """A prediction made `at` came. The first one with its id counts; outcomes that wait for it are joined at once."""
+    said = Said(at, event.model, bytes(event.inputs), bytes(event.output))
     if entry is not None and entry.said is not None:
         if entry.said == said:
             return Step(entry, dropped=("duplicate_prediction",))
@@ -121,10 +121,10 @@ def apply_prediction(
     )
 
 
-def apply_outcome(entry: Entry | None, contract: Contract, event: Outcome, offset: int, record: bytes) -> Step:
-    """An outcome came: it is a revision, waits for its prediction, or is too late to count."""
+def apply_outcome(entry: Entry | None, contract: Contract, event: Outcome, at: int, offset: int, record: bytes) -> Step:
+    """An outcome observed `at` came: it is a revision, waits for its prediction, or is too late to count."""
     values = bytes(event.values)
-    seen = Seen(microseconds(event.observed_at), values, event.source, contract.says(values))
+    seen = Seen(at, values, event.source, contract.says(values))
     entry = Entry() if entry is None else entry
     if _is_known(entry, seen):
         return Step(entry, dropped=("duplicate_outcome",))

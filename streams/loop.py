@@ -28,7 +28,7 @@ from accrual import metrics
 from accrual.config import Config
 from accrual.contract import MAX_ID_LENGTH, Contract
 from accrual.errors import BrokerUnavailable, Rejected, TopicMismatch, Transient
-from accrual.events import MAX_EVENT_BYTES, DeadLetter, Outcome, Tick, encode, read_outcome, read_prediction
+from accrual.events import MAX_EVENT_BYTES, DeadLetter, Outcome, Tick, encode, timed_outcome, timed_prediction
 from accrual.kafka import (
     MAX_JOINED_BYTES,
     OFFSET_BEGINNING,
@@ -264,9 +264,9 @@ class _Session:
             self._drained.discard(place)
             is_outcome = topic == self._topics.outcomes
             key, value = message.key(), message.value()
-            read = read_outcome if is_outcome else read_prediction
+            read = timed_outcome if is_outcome else timed_prediction
             try:
-                event = read(value, key, message.timestamp()[1], self._contracts)
+                event, at = read(value, key, message.timestamp()[1], self._contracts)
             except Rejected as rejection:
                 rejected.append(_dead_letter(rejection, topic, number, offset, key, value))
                 continue
@@ -276,7 +276,8 @@ class _Session:
                 arrivals[number].ticks.append(event)
                 continue
             some = arrivals[number].outcomes if is_outcome else arrivals[number].predictions
-            some.append(Arrival(entry_key(event.stream, event.prediction_id), key or b"", offset, event, value or b""))
+            entry = entry_key(event.stream, event.prediction_id)
+            some.append(Arrival(entry, key or b"", offset, event, at, value or b""))
         return arrivals, rejected, offsets
 
     def _commit(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import msgspec
 
@@ -38,12 +38,16 @@ Entries = dict[bytes, Entry | None]
 
 
 class Arrival(msgspec.Struct, frozen=True, gc=False):
-    """A valid event with its place in its topic and its original bytes; `key` is its entry's, `id_` the record's."""
+    """A valid event with its place in its topic and its original bytes.
+
+    `key` is its entry's, `id_` the record's; `at` is the event's time in microseconds.
+    """
 
     key: bytes
     id_: bytes
     offset: int
     event: Prediction | Outcome
+    at: int
     record: bytes
 
 
@@ -157,27 +161,25 @@ class Partition:
 
     def _join(
         self, turn: Turn, entries: Entries, arrivals: Sequence[Arrival], strays: Mapping[bytes, int]
-    ) -> dict[str, tuple[datetime, datetime]]:
-        """Apply the events of one topic; returns the earliest and the latest event time of each stream."""
-        times: dict[str, tuple[datetime, datetime]] = {}
+    ) -> defaultdict[str, list[int]]:
+        """Apply the events of one topic; returns their times by stream."""
+        times: defaultdict[str, list[int]] = defaultdict(list)
+        watermarks = {stream: reached.watermark for stream, reached in self.state.progress.items()}
         for arrival in arrivals:
-            key, event = arrival.key, arrival.event
+            key, event, at = arrival.key, arrival.event, arrival.at
             if key in strays:
                 turn.strays.append((strays[key], arrival))
                 continue
             stream = event.stream
             contract, before = self._contracts[stream], entries[key]
             if isinstance(event, Prediction):
-                moment = event.predicted_at
-                progress = self.state.progress.get(stream)
-                watermark = 0 if progress is None else progress.watermark
-                step = apply_prediction(before, contract, event, arrival.offset, arrival.record, watermark)
+                watermark = watermarks.get(stream, 0)
+                step = apply_prediction(before, contract, event, at, arrival.offset, arrival.record, watermark)
                 first = step.row is not None
                 if step.entry is not before and not first:
                     turn.pending[stream] += 1
             else:
-                moment = event.observed_at
-                step = apply_outcome(before, contract, event, arrival.offset, arrival.record)
+                step = apply_outcome(before, contract, event, at, arrival.offset, arrival.record)
                 first = step.row is not None and before is not None and is_pending(before, contract)
                 if first:
                     turn.pending[stream] -= 1
@@ -189,24 +191,17 @@ class Partition:
                     turn.delays[stream].append(step.row.observed_at - step.row.predicted_at)
             if step.dropped or step.letters:
                 self._set_aside(turn, step, event.prediction_id, stream)
-            known = times.get(stream)
-            if known is None:
-                times[stream] = (moment, moment)
-            elif moment > known[1]:
-                times[stream] = (known[0], moment)
-            elif moment < known[0]:
-                times[stream] = (moment, known[1])
+            times[stream].append(at)
         return times
 
-    def _add_ticks(self, times: Mapping[str, dict[str, tuple[datetime, datetime]]], ticks: Sequence[Tick]) -> None:
+    def _add_ticks(self, times: Mapping[str, defaultdict[str, list[int]]], ticks: Sequence[Tick]) -> None:
         """A tick is a moment that both topics have reached; nothing is due because of it alone."""
         for tick in ticks:
             for by_stream in times.values():
-                known = by_stream.get(tick.tick, (tick.at, tick.at))
-                by_stream[tick.tick] = (min(known[0], tick.at), max(known[1], tick.at))
+                by_stream[tick.tick].append(microseconds(tick.at))
 
     def _tick(
-        self, progress: Mapping[str, Progress], times: Mapping[str, Mapping[str, tuple[datetime, datetime]]], now: float
+        self, progress: Mapping[str, Progress], times: Mapping[str, Mapping[str, list[int]]], now: float
     ) -> list[Tick]:
         """For each stream that has been silent for long enough, how far its event time has come by the clock."""
         ticks = []
@@ -220,15 +215,15 @@ class Partition:
         return ticks
 
     def _advance(
-        self, turn: Turn, times: Mapping[str, Mapping[str, tuple[datetime, datetime]]], drained: Drained
+        self, turn: Turn, times: Mapping[str, Mapping[str, list[int]]], drained: Drained
     ) -> dict[str, Progress]:
         progress = dict(self.state.progress)
         for topic, by_stream in times.items():
-            for stream, (earliest, latest) in by_stream.items():
+            for stream, moments in by_stream.items():
                 now = progress.get(stream, Progress())
-                reached = max(getattr(now, topic), microseconds(latest))
+                reached = max(getattr(now, topic), *moments)
                 progress[stream] = msgspec.structs.replace(now, **{topic: reached})
-                soonest = microseconds(earliest) + self._contracts[stream].horizon_us
+                soonest = min(moments) + self._contracts[stream].horizon_us
                 turn.soonest[stream] = min(soonest, turn.soonest.get(stream, soonest))
         return {
             stream: advance(

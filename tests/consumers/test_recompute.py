@@ -14,7 +14,7 @@ import pytest
 
 from accrual.contract import Contract
 from accrual.errors import Rejected
-from accrual.events import Outcome, Prediction, encode
+from accrual.events import Outcome, Prediction, encode, microseconds
 from accrual.kafka import TopicNames
 from accrual.lake import Move, WritableLake
 from consumers.recompute import Scope, recompute
@@ -98,7 +98,7 @@ def test_python_and_sql_agree_on_the_label_of_many_outcomes(lake: WritableLake, 
                 output=msgspec.Raw(b'{"label":"yes","probabilities":{"yes":1.0}}'),
             )
             send(NAMES.predictions, p)
-            entry: Entry | None = apply_prediction(None, rule, p, 0, b"", 0).entry
+            entry: Entry | None = apply_prediction(None, rule, p, microseconds(p.predicted_at), 0, b"", 0).entry
             row = None
             for _ in range(chance.choice([0, 1, 2, 3, 4, 6])):
                 o = Outcome(
@@ -113,7 +113,7 @@ def test_python_and_sql_agree_on_the_label_of_many_outcomes(lake: WritableLake, 
                 except Rejected:
                     continue
                 send(NAMES.outcomes, o)
-                step = apply_outcome(entry, rule, o, 0, b"")
+                step = apply_outcome(entry, rule, o, microseconds(o.observed_at), 0, b"")
                 entry, row = step.entry, step.row or row
             expected[p.prediction_id] = (
                 (row.revision, row.label, row.observed_at, bytes(row.values).decode(), row.source)

@@ -96,9 +96,11 @@ class Run:
     def feed(self, event: Prediction | Outcome | int) -> Step:
         before = self.entry
         if isinstance(event, Prediction):
-            step = apply_prediction(before, self.contract, event, 0, encode(event), self.watermark)
+            step = apply_prediction(
+                before, self.contract, event, microseconds(event.predicted_at), 0, encode(event), self.watermark
+            )
         elif isinstance(event, Outcome):
-            step = apply_outcome(before, self.contract, event, 0, encode(event))
+            step = apply_outcome(before, self.contract, event, microseconds(event.observed_at), 0, encode(event))
         else:
             self.watermark = max(self.watermark, event)
             step = Step(before) if before is None else on_time(before, self.contract, "p", self.watermark)

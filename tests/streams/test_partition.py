@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accrual.contract import Contract
-from accrual.events import GroundTruth, Outcome, Prediction, Tick, decode_ground_truth, encode, instant
+from accrual.events import GroundTruth, Outcome, Prediction, Tick, decode_ground_truth, encode, instant, microseconds
 from accrual.kafka import TopicNames, partition_of
 from streams.join import Entry, apply_outcome, apply_prediction, is_pending
 from streams.partition import Arrival, Arrivals, Drained, Partition
@@ -101,7 +101,9 @@ class World:
         for event in batch:
             some = arrivals.predictions if isinstance(event, Prediction) else arrivals.outcomes
             id_ = event.prediction_id.encode()
-            some.append(Arrival(entry_key("toy", event.prediction_id), id_, self._offset, event, encode(event)))
+            moment = event.predicted_at if isinstance(event, Prediction) else event.observed_at
+            key, at = entry_key("toy", event.prediction_id), microseconds(moment)
+            some.append(Arrival(key, id_, self._offset, event, at, encode(event)))
             self._offset += 1
         self.came += [arrival.event for arrival in (*arrivals.predictions, *arrivals.outcomes)]
         turn = self.partition.turn(arrivals, ALL_READ, now)
@@ -127,9 +129,9 @@ def labeled_one_by_one(came: list[Prediction | Outcome]) -> Iterator[GroundTruth
     for event in came:
         before = entries.get(event.prediction_id)
         if isinstance(event, Prediction):
-            step = apply_prediction(before, CONTRACT, event, 0, b"", 0)
+            step = apply_prediction(before, CONTRACT, event, microseconds(event.predicted_at), 0, b"", 0)
         else:
-            step = apply_outcome(before, CONTRACT, event, 0, b"")
+            step = apply_outcome(before, CONTRACT, event, microseconds(event.observed_at), 0, b"")
         entries[event.prediction_id] = step.entry
         if step.row is not None:
             yield step.row
@@ -180,7 +182,9 @@ def test_a_stray_goes_to_its_home_and_leaves_nothing_behind(tmp_path: Path) -> N
     stray = next(prediction(n) for n in range(12) if partition_of(b"id%d" % n, 4) == 3)
     partition = Partition(0, 4, state, CONTRACTS, TopicNames("test"))
     id_ = stray.prediction_id.encode()
-    arrival = Arrival(entry_key("toy", stray.prediction_id), id_, 7, stray, encode(stray))
+    arrival = Arrival(
+        entry_key("toy", stray.prediction_id), id_, 7, stray, microseconds(stray.predicted_at), encode(stray)
+    )
     turn = partition.turn(Arrivals(predictions=[arrival]), ALL_READ, 0.0)
     assert turn.strays == [(3, arrival)]
     assert (turn.records, turn.rows, turn.letters) == ([], [], [])
