@@ -171,7 +171,10 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
 
     def check_inputs(self, raw: bytes | msgspec.Raw) -> None:
         """Raises Rejected("invalid_inputs") unless they are what the contract says."""
-        _decode(self._inputs_decoder, raw, "invalid_inputs", "inputs")
+        try:
+            self._inputs_decoder.decode(raw)
+        except msgspec.DecodeError as exc:
+            raise Rejected("invalid_inputs", f"inputs: {exc}") from exc
 
     def decode_inputs(self, raw: bytes | msgspec.Raw) -> dict[str, Any]:
         """Inputs as a dictionary of the contract's fields. Raises Rejected("invalid_inputs")."""

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
@@ -159,7 +160,47 @@ def microseconds(moment: datetime) -> int:
 
 def instant(us: int) -> datetime:
     """The moment that many microseconds after 1970-01-01 UTC: the inverse of `microseconds`."""
-    return _EPOCH + timedelta(0, 0, us)
+    return _EPOCH + us * _MICROSECOND
+
+
+def encode_ground_truth(
+    *,
+    prediction_id: str,
+    stream: str,
+    revision: int,
+    status: Literal["labeled", "expired"],
+    label: str | None,
+    model: str,
+    predicted_at: int,
+    observed_at: int | None,
+    inputs: bytes,
+    output: bytes,
+    values: bytes,
+    source: str | None,
+) -> bytes:
+    """A `GroundTruth` on the wire, of times in microseconds and payloads that are JSON; quicker than by making one."""
+    return _GROUND_TRUTH % (
+        VERSION,
+        encode(prediction_id),
+        _encode_word(stream),
+        revision,
+        _encode_word(status),
+        _encode_word(label),
+        _encode_word(model),
+        encode(instant(predicted_at)),
+        b"null" if observed_at is None else encode(instant(observed_at)),
+        inputs,
+        output,
+        values,
+        _encode_word(source),
+    )
+
+
+_GROUND_TRUTH = (
+    b'{"v":%d,"prediction_id":%b,"stream":%b,"revision":%d,"status":%b,"label":%b,"model":%b,"predicted_at":%b,'
+    b'"observed_at":%b,"inputs":%b,"output":%b,"values":%b,"source":%b}'
+)
+_encode_word = lru_cache(1_000)(encode)  # of a text of which there are few different ones: a name, a label
 
 
 def read_prediction(
@@ -190,10 +231,14 @@ def timed_prediction(
         tick = _as_tick(value)
         if tick is None:
             raise not_a_prediction from None
-        return tick, _check_time(tick.at, "at", timestamp_ms, _contract_of(tick.tick, contracts))
-    contract = _contract_of(event.stream, contracts)
-    _check_id(event.prediction_id, key)
-    at = _check_time(event.predicted_at, "predicted_at", timestamp_ms, contract)
+        contract = contracts.get(tick.tick)
+        if contract is None:
+            raise _unknown_stream(tick.tick, contracts) from None
+        at = _in_range(tick.at, "at", timestamp_ms, contract)
+        return tick, at
+    contract, at = _check_common(
+        event.stream, event.prediction_id, event.predicted_at, "predicted_at", key, timestamp_ms, contracts
+    )
     contract.check_inputs(event.inputs)
     try:
         _decode_distribution(event.output)
@@ -207,9 +252,9 @@ def timed_outcome(
 ) -> tuple[Outcome, int]:
     """`read_outcome`, with the event's time in microseconds."""
     event = _read(_decode_outcome, value)
-    contract = _contract_of(event.stream, contracts)
-    _check_id(event.prediction_id, key)
-    at = _check_time(event.observed_at, "observed_at", timestamp_ms, contract)
+    contract, at = _check_common(
+        event.stream, event.prediction_id, event.observed_at, "observed_at", key, timestamp_ms, contracts
+    )
     contract.says(bytes(event.values))
     return event, at
 
@@ -257,7 +302,19 @@ def _refuse_newer(value: bytes) -> None:
         raise Rejected("unsupported_version", f"v is {version}; this worker reads v {VERSION}")
 
 
-def _check_id(prediction_id: str, key: bytes | None) -> None:
+def _check_common(
+    stream: str,
+    prediction_id: str,
+    moment: datetime,
+    field: str,
+    key: bytes | None,
+    timestamp_ms: int,
+    contracts: Mapping[str, Contract],
+) -> tuple[Contract, int]:
+    """The event's contract, and its time in microseconds."""
+    contract = contracts.get(stream)
+    if contract is None:
+        raise _unknown_stream(stream, contracts)
     if not 1 <= len(prediction_id) <= MAX_ID_LENGTH:
         raise Rejected(
             "invalid_id",
@@ -265,19 +322,15 @@ def _check_id(prediction_id: str, key: bytes | None) -> None:
         )
     if key != prediction_id.encode():
         raise Rejected("invalid_id", "the record's key is not its prediction_id; key every record by it")
+    return contract, _in_range(moment, field, timestamp_ms, contract)
 
 
-def _contract_of(stream: str, contracts: Mapping[str, Contract]) -> Contract:
-    contract = contracts.get(stream)
-    if contract is None:
-        raise Rejected(
-            "unknown_stream", f"stream '{stream[:80]}' has no contract; known: {', '.join(sorted(contracts))}"
-        )
-    return contract
+def _unknown_stream(stream: str, contracts: Mapping[str, Contract]) -> Rejected:
+    return Rejected("unknown_stream", f"stream '{stream[:80]}' has no contract; known: {', '.join(sorted(contracts))}")
 
 
-def _check_time(moment: datetime, field: str, timestamp_ms: int, contract: Contract) -> int:
-    """The moment in microseconds."""
+def _in_range(moment: datetime, field: str, timestamp_ms: int, contract: Contract) -> int:
+    """The moment in microseconds. Raises Rejected where it is out of range."""
     at = (moment - _EPOCH) // _MICROSECOND
     if not _EARLIEST_US <= at <= timestamp_ms * 1000 + contract.max_ahead_us:
         raise Rejected(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import timedelta
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from prometheus_client.core import HistogramMetricFamily
@@ -25,12 +24,12 @@ class DelayHistogram(Collector):
         self._sums: dict[str, float] = {}
         REGISTRY.register(self)
 
-    def add(self, stream: str, delays: Iterable[timedelta]) -> None:
-        """Add delays of a stream."""
+    def add(self, stream: str, delays: Iterable[int]) -> None:
+        """Add delays of a stream, in microseconds."""
         counts = self._counts.setdefault(stream, [0] * (len(self._bounds) + 1))
         total = 0.0
         for delay in delays:
-            seconds = delay.total_seconds()
+            seconds = delay / 1e6
             counts[bisect_left(self._bounds, seconds)] += 1
             total += seconds
         self._sums[stream] = self._sums.get(stream, 0.0) + total

@@ -15,7 +15,7 @@ from typing import Literal
 import msgspec
 
 from accrual.contract import CENSORED, Contract
-from accrual.events import NULL, GroundTruth, Outcome, Prediction, instant
+from accrual.events import Outcome, Prediction, encode_ground_truth, instant
 from streams.label import Decision, Seen, decide, is_same, keep
 
 
@@ -63,6 +63,15 @@ class Letter(msgspec.Struct, frozen=True, gc=False):
     record: bytes
 
 
+class Row(msgspec.Struct, frozen=True, gc=False):
+    """What became of a prediction: its label by `outcome`, or without one that it expired."""
+
+    said: Said
+    revision: int
+    label: str | None
+    outcome: Seen | None
+
+
 class Step(msgspec.Struct, frozen=True, gc=False):
     """What follows: the next entry (None: nothing is known any more), a row, dead letters.
 
@@ -71,7 +80,7 @@ class Step(msgspec.Struct, frozen=True, gc=False):
     """
 
     entry: Entry | None
-    row: GroundTruth | None = None
+    row: Row | None = None
     letters: tuple[Letter, ...] = ()
     dropped: tuple[str, ...] = ()
 
@@ -115,7 +124,7 @@ def apply_prediction(
         joined = _count(joined, contract, *counting)
     return Step(
         joined,
-        _labeled(joined, said, contract, event.prediction_id),
+        _labeled(joined, said, contract),
         tuple(_late_letter(contract, w) for w in late) if contract.late == "dead_letter" else (),
         ("late_outcome",) * len(late) if contract.late == "count" else (),
     )
@@ -136,10 +145,10 @@ def apply_outcome(entry: Entry | None, contract: Contract, event: Outcome, at: i
             return Step(ignored, letters=(_late_letter(contract, Waiting(seen, offset, record)),))
         return Step(ignored, dropped=("late_outcome",))
     revised = _count(entry, contract, seen)
-    return Step(revised, _labeled(revised, entry.said, contract, event.prediction_id))
+    return Step(revised, _labeled(revised, entry.said, contract))
 
 
-def on_time(entry: Entry, contract: Contract, prediction_id: str, watermark: int) -> Step:
+def on_time(entry: Entry, contract: Contract, watermark: int) -> Step:
     """Event time has come as far as `watermark`: expire, give up orphans, forget, whatever is due; often nothing."""
     if entry.said is None:
         orphans = [w for w in entry.waiting if _orphaned_after(contract, w) < watermark]
@@ -149,7 +158,7 @@ def on_time(entry: Entry, contract: Contract, prediction_id: str, watermark: int
     said, row = entry.said, None
     if is_pending(entry, contract) and deadline(contract, said) <= watermark:
         # Its revision is 0 also where outcomes count, but too few for a label: those to come will make a higher one.
-        row = _row(said, contract, prediction_id, 0, None)
+        row = Row(said, 0, None if contract.on_expiry == CENSORED else contract.on_expiry, None)
         entry = msgspec.structs.replace(entry, expired=True)
     forgotten = _forgotten_after(contract, said) < watermark
     return Step(None if forgotten else entry, row)
@@ -157,16 +166,34 @@ def on_time(entry: Entry, contract: Contract, prediction_id: str, watermark: int
 
 def due(entry: Entry, contract: Contract) -> int:
     """The watermark at which `on_time` next has something to do for this entry."""
-    if entry.said is None:
+    said = entry.said
+    if said is None:
         return min(_orphaned_after(contract, w) for w in entry.waiting) + 1
-    if is_pending(entry, contract):
-        return deadline(contract, entry.said)
-    return _forgotten_after(contract, entry.said) + 1
+    return deadline(contract, said) if is_pending(entry, contract) else _forgotten_after(contract, said) + 1
 
 
 def decision(entry: Entry, contract: Contract) -> Decision | None:
     """The prediction's label and the outcome it comes from; None if there is none yet."""
     return decide(contract.label, entry.kept, entry.revision)
+
+
+def ground_truth(row: Row, contract: Contract, prediction_id: str) -> bytes:
+    """The row as it is on the wire."""
+    said, outcome = row.said, row.outcome
+    return encode_ground_truth(
+        prediction_id=prediction_id,
+        stream=contract.stream,
+        revision=row.revision,
+        status="expired" if outcome is None else "labeled",
+        label=row.label,
+        model=said.model,
+        predicted_at=said.predicted_at,
+        observed_at=None if outcome is None else outcome.observed_at,
+        inputs=said.inputs,
+        output=said.output,
+        values=b"null" if outcome is None else outcome.values,
+        source=None if outcome is None else outcome.source,
+    )
 
 
 def is_pending(entry: Entry, contract: Contract) -> bool:
@@ -202,7 +229,7 @@ def _counts(contract: Contract, said: Said, seen: Seen) -> bool:
 
 
 def _forgotten_after(contract: Contract, said: Said) -> int:
-    return deadline(contract, said) + contract.remember_us
+    return said.predicted_at + contract.horizon_us + contract.remember_us
 
 
 def _orphaned_after(contract: Contract, outcome: Waiting) -> int:
@@ -228,28 +255,9 @@ def _is_known(entry: Entry, seen: Seen) -> bool:
     return len(entry.known) > 0 and _digest(seen) in entry.known
 
 
-def _labeled(entry: Entry, said: Said, contract: Contract, prediction_id: str) -> GroundTruth | None:
+def _labeled(entry: Entry, said: Said, contract: Contract) -> Row | None:
     decided = decision(entry, contract)
-    return None if decided is None else _row(said, contract, prediction_id, entry.revision, decided)
-
-
-def _row(said: Said, contract: Contract, prediction_id: str, revision: int, decided: Decision | None) -> GroundTruth:
-    """The labeled row, or without a decision the expired one."""
-    expiry = None if contract.on_expiry == CENSORED else contract.on_expiry
-    return GroundTruth(
-        prediction_id=prediction_id,
-        stream=contract.stream,
-        revision=revision,
-        status="expired" if decided is None else "labeled",
-        label=expiry if decided is None else decided.label,
-        model=said.model,
-        predicted_at=instant(said.predicted_at),
-        observed_at=None if decided is None else instant(decided.outcome.observed_at),
-        inputs=msgspec.Raw(said.inputs),
-        output=msgspec.Raw(said.output),
-        values=NULL if decided is None else msgspec.Raw(decided.outcome.values),
-        source=None if decided is None else decided.outcome.source,
-    )
+    return None if decided is None else Row(said, entry.revision, decided.label, decided.outcome)
 
 
 def _digest(seen: Seen) -> bytes:

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
+from itertools import groupby
 from typing import Literal, cast
 
 import msgspec
@@ -62,6 +63,7 @@ MEASURE_S = 5.0
 MEMORY_KEYS = 200_000  # of the younger generations of all partitions together: about 100 MB
 
 _NOTHING = Arrivals()
+_NOT_OURS = 2**63  # the next offset of a partition that is not
 
 Phase = Literal["starting", "recovering", "running", "waiting", "stopped"]
 
@@ -245,40 +247,47 @@ class _Session:
         arrivals: dict[int, Arrivals] = {}
         rejected: list[DeadLetter] = []
         offsets: dict[tuple[str, int], int] = {}
-        for message in messages:
-            topic, number = cast(str, message.topic()), cast(int, message.partition())
+        for (topic, number, is_event), run in groupby(messages, _origin):
             place = (topic, number)
-            error = message.error()
-            if error is not None:
-                if error.code() != KafkaError._PARTITION_EOF:
-                    raise KafkaException(error)
-                # The end of what is committed is not the end: behind an open transaction there may be more.
-                _, end = self._consumer.get_watermark_offsets(TopicPartition(topic, number), cached=True)
-                if cast(int, message.offset()) >= end:
-                    self._drained.add(place)
+            if not is_event:
+                for message in run:
+                    self._note_end(place, message)
                 continue
-            offset = cast(int, message.offset())
-            if offset < self._next.get(place, offset + 1):
-                continue  # fetched before a rebalance: not ours any more, or read again
-            self._next[place] = offsets[place] = offset + 1
-            self._drained.discard(place)
+            start = next_offset = self._next.get(place, _NOT_OURS)
+            came = arrivals.setdefault(number, Arrivals())
             is_outcome = topic == self._topics.outcomes
-            key, value = message.key(), message.value()
             read = timed_outcome if is_outcome else timed_prediction
-            try:
-                event, at = read(value, key, message.timestamp()[1], self._contracts)
-            except Rejected as rejection:
-                rejected.append(_dead_letter(rejection, topic, number, offset, key, value))
-                continue
-            if number not in arrivals:
-                arrivals[number] = Arrivals()
-            if isinstance(event, Tick):
-                arrivals[number].ticks.append(event)
-                continue
-            some = arrivals[number].outcomes if is_outcome else arrivals[number].predictions
-            entry = entry_key(event.stream, event.prediction_id)
-            some.append(Arrival(entry, key or b"", offset, event, at, value or b""))
+            into = came.outcomes if is_outcome else came.predictions
+            for message in run:
+                offset = cast(int, message.offset())
+                if offset < next_offset:
+                    continue  # fetched before a rebalance: not ours any more, or read again
+                next_offset = offset + 1
+                key, value = message.key(), message.value()
+                try:
+                    event, at = read(value, key, message.timestamp()[1], self._contracts)
+                except Rejected as rejection:
+                    rejected.append(_dead_letter(rejection, topic, number, offset, key, value))
+                    continue
+                if isinstance(event, Tick):
+                    came.ticks.append(event)
+                    continue
+                entry = entry_key(event.stream, event.prediction_id)
+                into.append(Arrival(entry, key or b"", offset, event, at, value or b""))
+            if next_offset > start:
+                self._next[place] = offsets[place] = next_offset
+                self._drained.discard(place)
         return arrivals, rejected, offsets
+
+    def _note_end(self, place: tuple[str, int], message: Message) -> None:
+        """A partition was read to its end. Raises KafkaException for any other error."""
+        error = cast(KafkaError, message.error())
+        if error.code() != KafkaError._PARTITION_EOF:
+            raise KafkaException(error)
+        # The end of what is committed is not the end: behind an open transaction there may be more.
+        _, end = self._consumer.get_watermark_offsets(TopicPartition(*place), cached=True)
+        if cast(int, message.offset()) >= end:
+            self._drained.add(place)
 
     def _commit(
         self, turns: Mapping[int, Turn], rejected: Iterable[DeadLetter], offsets: Mapping[tuple[str, int], int]
@@ -441,6 +450,11 @@ class _Session:
         if now - self._measured_at > MEASURE_S:
             self._measured_at = now
             telemetry.measure(self._partitions.values(), self._contracts)
+
+
+def _origin(message: Message) -> tuple[str, int, bool]:
+    """Topic and partition, and whether it is an event (and no error)."""
+    return cast(str, message.topic()), cast(int, message.partition()), message.error() is None
 
 
 def _dead_letter(

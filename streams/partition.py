@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 
 import msgspec
 
 from accrual.contract import Contract
-from accrual.events import DeadLetter, Outcome, Prediction, Tick, encode, instant, microseconds
+from accrual.events import DeadLetter, Outcome, Prediction, Tick, instant, microseconds
 from accrual.kafka import TopicNames
 from streams.join import (
     Entry,
@@ -24,6 +23,7 @@ from streams.join import (
     apply_outcome,
     apply_prediction,
     due,
+    ground_truth,
     is_pending,
     on_time,
     pack,
@@ -77,8 +77,8 @@ class Turn:
     `records` are for the changelog and the state; `rows` for ground truth, by the prediction's key; `strays` belong
     into another partition of their topic, by its number; `ticks` are to be written to this partition of the
     predictions; `counts`: what became of the events; `pending`: how many more predictions of a stream are pending, or
-    fewer; `delays`: from prediction to outcome, of those labeled for the first time. `soonest`, `timers` and `fired`
-    are for the state: see `State.save`. `more_due`: more timers than one turn takes.
+    fewer; `delays`: from prediction to outcome in microseconds, of those labeled for the first time. `soonest`,
+    `timers` and `fired` are for the state: see `State.save`. `more_due`: more timers than one turn takes.
     """
 
     records: list[Record] = field(default_factory=list)
@@ -87,7 +87,7 @@ class Turn:
     strays: list[tuple[int, Arrival]] = field(default_factory=list)
     ticks: list[Tick] = field(default_factory=list)
     pending: Counter[str] = field(default_factory=Counter)
-    delays: defaultdict[str, list[timedelta]] = field(default_factory=lambda: defaultdict(list))
+    delays: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     soonest: dict[str, int] = field(default_factory=dict)
     timers: list[Timer] = field(default_factory=list)
     fired: list[bytes] = field(default_factory=list)
@@ -185,10 +185,10 @@ class Partition:
                     turn.pending[stream] -= 1
             entries[key] = step.entry
             if step.row is not None:
-                turn.rows.append((arrival.id_, encode(step.row)))
+                turn.rows.append((arrival.id_, ground_truth(step.row, contract, event.prediction_id)))
                 turn.counts["labeled"] += 1
-                if first and step.row.observed_at is not None:
-                    turn.delays[stream].append(step.row.observed_at - step.row.predicted_at)
+                if first and step.row.outcome is not None:
+                    turn.delays[stream].append(step.row.outcome.observed_at - step.row.said.predicted_at)
             if step.dropped or step.letters:
                 self._set_aside(turn, step, event.prediction_id, stream)
             times[stream].append(at)
@@ -252,11 +252,11 @@ class Partition:
                 entry = entries[key]
                 if entry is None:
                     continue  # it was forgotten, and this timer is a leftover
-                step = on_time(entry, contract, prediction_id, now.watermark)
+                step = on_time(entry, contract, now.watermark)
                 entries[key] = step.entry
                 if step.row is not None:
-                    turn.rows.append((prediction_id.encode(), encode(step.row)))
-                    turn.counts[step.row.status] += 1
+                    turn.rows.append((prediction_id.encode(), ground_truth(step.row, contract, prediction_id)))
+                    turn.counts["expired"] += 1
                     turn.pending[stream] -= 1
                 self._set_aside(turn, step, prediction_id, stream)
                 if step.entry is not None:

@@ -14,7 +14,7 @@ import pytest
 
 from accrual.contract import Contract
 from accrual.errors import Rejected
-from accrual.events import Outcome, Prediction, encode, microseconds
+from accrual.events import Outcome, Prediction, encode, instant, microseconds
 from accrual.kafka import TopicNames
 from accrual.lake import Move, WritableLake
 from consumers.recompute import Scope, recompute
@@ -116,8 +116,8 @@ def test_python_and_sql_agree_on_the_label_of_many_outcomes(lake: WritableLake, 
                 step = apply_outcome(entry, rule, o, microseconds(o.observed_at), 0, b"")
                 entry, row = step.entry, step.row or row
             expected[p.prediction_id] = (
-                (row.revision, row.label, row.observed_at, bytes(row.values).decode(), row.source)
-                if row
+                (row.revision, row.label, instant(seen.observed_at), seen.values.decode(), seen.source)
+                if row and (seen := row.outcome)
                 else (0, None, None, None, None)
             )
     tables, skipped = arrow_tables(records, readers(NAMES, contracts))  # type: ignore[arg-type]

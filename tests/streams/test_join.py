@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accrual.contract import Contract
-from accrual.events import NULL, GroundTruth, Outcome, Prediction, encode, instant, microseconds
+from accrual.events import NULL, GroundTruth, Outcome, Prediction, decode_ground_truth, encode, instant, microseconds
 from accrual.label_rule import Label
 from streams.join import (
     Entry,
@@ -24,6 +24,7 @@ from streams.join import (
     apply_prediction,
     decision,
     due,
+    ground_truth,
     on_time,
     pack,
     unpack_entry,
@@ -103,10 +104,10 @@ class Run:
             step = apply_outcome(before, self.contract, event, microseconds(event.observed_at), 0, encode(event))
         else:
             self.watermark = max(self.watermark, event)
-            step = Step(before) if before is None else on_time(before, self.contract, "p", self.watermark)
+            step = Step(before) if before is None else on_time(before, self.contract, self.watermark)
         self.entry = None if step.entry is None else unpack_entry(pack(step.entry))
         assert self.entry == step.entry
-        self.rows += [step.row] if step.row else []
+        self.rows += [decode_ground_truth(ground_truth(step.row, self.contract, "p"))] if step.row else []
         self.letters += step.letters
         self.dropped += step.dropped
         if step.entry is not None:
@@ -260,10 +261,10 @@ def test_due_is_when_time_next_matters(story: tuple[Contract, list[Prediction | 
         run.feed(event)
         if run.entry is not None:
             when = due(run.entry, rules)
-            quiet = on_time(run.entry, rules, "p", when - 1)
+            quiet = on_time(run.entry, rules, when - 1)
             if run.watermark < when:
                 assert quiet == Step(run.entry)
-            assert on_time(run.entry, rules, "p", max(when, run.watermark)) != Step(run.entry)
+            assert on_time(run.entry, rules, max(when, run.watermark)) != Step(run.entry)
 
 
 def test_an_outcome_that_comes_first_waits_for_its_prediction() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from accrual.contract import Contract
 from accrual.events import GroundTruth, Outcome, Prediction, Tick, decode_ground_truth, encode, instant, microseconds
 from accrual.kafka import TopicNames, partition_of
-from streams.join import Entry, apply_outcome, apply_prediction, is_pending
+from streams.join import Entry, apply_outcome, apply_prediction, ground_truth, is_pending
 from streams.partition import Arrival, Arrivals, Drained, Partition
 from streams.state import State, entry_key
 
@@ -134,7 +134,7 @@ def labeled_one_by_one(came: list[Prediction | Outcome]) -> Iterator[GroundTruth
             step = apply_outcome(before, CONTRACT, event, microseconds(event.observed_at), 0, b"")
         entries[event.prediction_id] = step.entry
         if step.row is not None:
-            yield step.row
+            yield decode_ground_truth(ground_truth(step.row, CONTRACT, event.prediction_id))
 
 
 @settings(max_examples=60, deadline=None)
