@@ -42,6 +42,11 @@ class Label(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
         return {source: rank for rank, source in enumerate(self.sources or [])}
 
     @cached_property
+    def first_decides(self) -> bool:
+        """Whether the first outcome that counts gives a label: what it says."""
+        return self.complete_when == 1 and self.take != "sum"
+
+    @cached_property
     def floors(self) -> list[tuple[float, str]]:
         """The thresholds in whole millionths with their labels, highest first."""
         floors = ((floor * 1e6, label) for label, floor in (self.thresholds or {}).items())

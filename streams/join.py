@@ -144,6 +144,9 @@ def apply_outcome(entry: Entry | None, contract: Contract, event: Outcome, at: i
         if contract.late == "dead_letter":
             return Step(ignored, letters=(_late_letter(contract, Waiting(seen, offset, record)),))
         return Step(ignored, dropped=("late_outcome",))
+    if entry.revision == 0 and contract.label.first_decides:  # as nearly always; what follows here says the same
+        revised = Entry(entry.said, (seen,), 1, entry.expired, entry.known)
+        return Step(revised, Row(entry.said, 1, seen.says, seen))
     revised = _count(entry, contract, seen)
     return Step(revised, _labeled(revised, entry.said, contract))
 

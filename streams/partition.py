@@ -120,6 +120,7 @@ class Partition:
         times = {}
         for topic, some in (("predictions", arrivals.predictions), ("outcomes", arrivals.outcomes)):
             times[topic] = self._join(turn, entries, some, strays)
+        turn.counts["labeled"] += len(turn.rows)
         self._add_ticks(times, arrivals.ticks)
         progress = self._advance(turn, times, drained)
         if drained.predictions and drained.outcomes:
@@ -186,7 +187,6 @@ class Partition:
             entries[key] = step.entry
             if step.row is not None:
                 turn.rows.append((arrival.id_, ground_truth(step.row, contract, event.prediction_id)))
-                turn.counts["labeled"] += 1
                 if first and step.row.outcome is not None:
                     turn.delays[stream].append(step.row.outcome.observed_at - step.row.said.predicted_at)
             if step.dropped or step.letters:
@@ -273,7 +273,7 @@ class Partition:
                 records.append((key, None))
                 continue
             records.append((key, pack(entry)))
-            if old is not None:
+            if old is not None and old.said is None:  # once the prediction is there, only later things can be due
                 stream, prediction_id = split_entry_key(key)
                 contract = self._contracts[stream]
                 when = due(entry, contract)

@@ -285,10 +285,11 @@ class State:
                 batch.delete(key)
                 continue
             batch.put(key, value)
-            if key.startswith(ENTRY) and key not in self._timed:
+            if key not in self._timed and key.startswith(ENTRY):
                 stream, prediction_id = split_entry_key(key)
-                if stream in self._contracts:
-                    new.append((stream, due(unpack_entry(value), self._contracts[stream]), prediction_id))
+                contract = self._contracts.get(stream)
+                if contract is not None:
+                    new.append((stream, due(unpack_entry(value), contract), prediction_id))
         for key, chunk in _chunks([*new, *self._timers], self._flushes):
             batch.put(key, chunk)
         position = Position(self._topic_id, self._timing, self._older.offset, self._older.sealed_at, self._flushes)
