@@ -7,6 +7,7 @@ trusted inside. Payload checks are compiled to msgspec types, so an event costs 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import cached_property, lru_cache
@@ -39,14 +40,23 @@ def parse_duration(text: str) -> timedelta:
 
 
 class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Type and bounds of one input or outcome value. An `optional` one may be absent or null."""
+    """Type and bounds of one input or outcome value. An `optional` one may be absent or null.
+
+    `was`: names it had before, latest first. Events and rows that use one of them are read all the same.
+    """
 
     type: Literal["string", "number", "integer", "boolean"]
     optional: bool = False
     max_length: int | None = None
     minimum: float | None = None
     maximum: float | None = None
+    was: str | list[str] = []
     description: str = ""
+
+    @property
+    def names_before(self) -> list[str]:
+        """The names it had before, latest first."""
+        return [self.was] if isinstance(self.was, str) else self.was
 
     def annotation(self) -> Any:
         """The msgspec type that checks a value of this field."""
@@ -175,14 +185,18 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
             self._inputs_decoder.decode(raw)
         except msgspec.DecodeError as exc:
             raise Rejected("invalid_inputs", f"inputs: {exc}") from exc
+        if self._inputs_renamed:
+            self.decode_inputs(raw)
 
     def decode_inputs(self, raw: bytes | msgspec.Raw) -> dict[str, Any]:
         """Inputs as a dictionary of the contract's fields. Raises Rejected("invalid_inputs")."""
-        return msgspec.structs.asdict(_decode(self._inputs_decoder, raw, "invalid_inputs", "inputs"))
+        read = msgspec.structs.asdict(_decode(self._inputs_decoder, raw, "invalid_inputs", "inputs"))
+        return _by_name_of_today(read, self.inputs, "invalid_inputs", "inputs")
 
     def decode_values(self, raw: bytes | msgspec.Raw) -> dict[str, Any]:
         """An outcome's values, checked. Raises Rejected("invalid_values")."""
-        return msgspec.structs.asdict(_decode(self._values_decoder, raw, "invalid_values", "values"))
+        read = msgspec.structs.asdict(_decode(self._values_decoder, raw, "invalid_values", "values"))
+        return _by_name_of_today(read, self.outcome.values, "invalid_values", "values")
 
     def label_of(self, values: Mapping[str, Any]) -> str:
         """What checked values say: a label or, where the label is a sum, the number to add, as text.
@@ -220,6 +234,13 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
         return parse(self.label.expression, self.field_types)
 
     @property
+    def label_fields(self) -> set[str]:
+        """The outcome values that the label comes from."""
+        if self.label.field is not None:
+            return {self.label.field}
+        return _fields_of(self.expression) if self.expression is not None else set()
+
+    @property
     def field_types(self) -> dict[str, str]:
         """The type of each outcome value by its name."""
         return {name: field.type for name, field in self.outcome.values.items()}
@@ -247,6 +268,10 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
     @cached_property
     def _inputs_decoder(self) -> msgspec.json.Decoder[Any]:
         return _decoder(f"{self.stream} inputs", self.inputs)
+
+    @cached_property
+    def _inputs_renamed(self) -> bool:
+        return any(field.was for field in self.inputs.values())
 
     @cached_property
     def _values_decoder(self) -> msgspec.json.Decoder[Any]:
@@ -296,10 +321,17 @@ def _inconsistencies(contract: Contract) -> list[tuple[str, str]]:
             parse_duration(getattr(contract, name))
         except ValueError as exc:
             found.append((name, str(exc)))
+    found += _mistaken_names("inputs", contract.inputs) + _mistaken_names("outcome.values", contract.outcome.values)
     classes = contract.output.classes
     if len(set(classes)) < len(classes) or len(classes) < 2:
         found.append(("output.classes", "name at least two classes, each once"))
     found += inconsistencies(contract.label, contract.field_types, classes, contract.output.open)
+    if not found:
+        found += [
+            (f"outcome.values.{name}.was", "the label comes from it: it keeps its name, since the audit reads by it")
+            for name in contract.label_fields
+            if contract.outcome.values[name].was
+        ]
     if contract.on_expiry != CENSORED and contract.on_expiry not in classes:
         found.append(("on_expiry", f"'{contract.on_expiry}' is neither `censored` nor one of output.classes"))
     prior = contract.output.prior
@@ -339,14 +371,38 @@ def _inconsistencies(contract: Contract) -> list[tuple[str, str]]:
     return found + [(field, problem) for field, fine, problem in bounds if not fine]
 
 
+def _fields_of(node: Node) -> set[str]:
+    own = {str(node.value)} if node.op == "field" else set()
+    return own.union(*(_fields_of(operand) for operand in node.operands))
+
+
+def _mistaken_names(where: str, fields: Mapping[str, Field]) -> list[tuple[str, str]]:
+    """Names that stand for two fields. Case does not tell names apart in SQL."""
+    names = Counter(name.lower() for own, field in fields.items() for name in (own, *field.names_before))
+    return [
+        (f"{where}.{own}", f"'{name}' is the name of another field too, of today or before")
+        for own, field in fields.items()
+        for name in (own, *field.names_before)
+        if names[name.lower()] > 1
+    ]
+
+
 def _microseconds(duration: str) -> int:
     return parse_duration(duration) // timedelta(microseconds=1)
 
 
 def _decoder(name: str, fields: Mapping[str, Field]) -> msgspec.json.Decoder[Any]:
-    """A decoder of checked fields; unknown extra fields are let through but not read."""
-    required = {n: f.annotation() for n, f in fields.items() if not f.optional}
-    optional = {n: f.annotation() for n, f in fields.items() if f.optional}
+    """A decoder of checked fields; unknown extra fields are let through but not read.
+
+    A field that was renamed may come by any of its names; that it comes at all is left to `_by_name_of_today`.
+    """
+    required = {n: f.annotation() for n, f in fields.items() if not (f.optional or f.was)}
+    optional = {
+        name: f.annotation() | None
+        for own, f in fields.items()
+        if f.optional or f.was
+        for name in (own, *f.names_before)
+    }
     struct = msgspec.defstruct(
         name.title().replace(" ", "").replace("-", ""),
         [*required.items(), *((n, t, None) for n, t in optional.items())],
@@ -362,6 +418,18 @@ def _decode(decoder: msgspec.json.Decoder[Any], raw: bytes | msgspec.Raw, reason
         return decoder.decode(raw)
     except msgspec.DecodeError as exc:
         raise Rejected(reason, f"{where}: {exc}") from exc
+
+
+def _by_name_of_today(read: dict[str, Any], fields: Mapping[str, Field], reason: str, where: str) -> dict[str, Any]:
+    """What was read, without names of before. Raises Rejected with `reason` for a field that came by none."""
+    for name, field in fields.items():
+        for before in field.names_before:
+            value = read.pop(before)
+            if read[name] is None:
+                read[name] = value
+        if read[name] is None and not field.optional:
+            raise Rejected(reason, f"{where}: Object missing required field `{name}`")
+    return read
 
 
 def _as_text(value: Any) -> str:

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from accrual.config import Config
 from accrual.errors import LakeError, LakeLocked, LakeUnavailable, NotHere
-from accrual.lake_tables import PARTITIONED_BY_STREAM, TABLES, VIEWS
+from accrual.lake_tables import PARTITIONED, TABLES, VIEWS
 
 _BUSY_TIMEOUT_MS = 30_000
 # What the engine raises when catalog or data cannot be reached, or another transaction was faster.
@@ -292,8 +292,8 @@ def _make_tables(lake: WritableLake) -> None:
         for name, schema in TABLES.items():
             with lake.with_tables({"shape": schema.empty_table()}):
                 lake.rows(f'create table lake."{name}" as from shape')
-            if name in PARTITIONED_BY_STREAM:
-                lake.rows(f'alter table lake."{name}" set partitioned by (stream)')
+            if name in PARTITIONED:
+                lake.rows(f'alter table lake."{name}" set partitioned by ({PARTITIONED[name]})')
         for name, query in VIEWS.items():
             lake.rows(f'create view lake."{name}" as {query}')
 

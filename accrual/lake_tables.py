@@ -1,9 +1,8 @@
 """The tables of the lake: columns as Arrow schemas, from which DuckLake's own tables are made.
 
 `partition`, `offset` and `arrived_at` (the broker's clock) say which Kafka record a row is; `day` is the UTC day of its
-event time. `inputs`, `output` and `values` are the JSON text that was sent. Data files are partitioned by stream only:
-events arrive roughly in time order, so the minimum and maximum that the catalog keeps of every file prune days as well
-as a partition would, and a batch of labels for a hundred different days stays one file (docs/decisions/0007).
+event time. `inputs`, `output` and `values` are the JSON text that was sent; the view `ground_truth_<stream>`, which the
+sink makes of the stream's contract, shows them typed (docs/decisions/0012).
 """
 
 from __future__ import annotations
@@ -167,11 +166,15 @@ TABLES: dict[str, pa.Schema] = {
     ),
 }
 
-PARTITIONED_BY_STREAM = ("predictions", "outcomes", "ground_truth_history")
+# The keys of their data files: a predicate on `stream`, and one on `day` or the event time, leaves out the other files.
+PARTITIONED = dict.fromkeys(("predictions", "outcomes", "ground_truth_history"), "stream, day")
 
 VIEWS: dict[str, str] = {
+    # All rows of a prediction have the same time: it is in the key so that a predicate on it prunes files.
     "ground_truth": """
         select * from ground_truth_history
-        qualify row_number() over (partition by stream, prediction_id order by revision desc, "offset") = 1
+        qualify row_number() over (
+            partition by stream, prediction_id, predicted_at, day order by revision desc, "offset"
+        ) = 1
     """,
 }

@@ -39,6 +39,7 @@ from accrual.lake import Move, WritableLake, open_lake_for_writing
 from accrual.lake_tables import TABLES
 from consumers.progress import Progress
 from consumers.rows import arrow_tables, readers
+from consumers.typed_views import make_typed_views
 from consumers.windows import Sealer
 
 BATCH_RECORDS = 50_000
@@ -62,6 +63,7 @@ def run(config: Config, contracts: Mapping[str, Contract], stop: threading.Event
         committed = progress.commits
         try:
             with open_lake_for_writing(config) as lake:
+                make_typed_views(lake, contracts)
                 source = _open_source(config, lake, progress)
                 try:
                     _fill(config, contracts, lake, source, stop, progress)

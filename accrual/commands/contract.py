@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-from accrual.contract import CENSORED, Contract, load_contract
+from accrual.contract import CENSORED, Contract, load_contract, load_contracts
+from accrual.contract_change import breaking_changes
+from accrual.errors import ContractError
 from accrual.label_rule import Label
 
 app = typer.Typer(
@@ -15,13 +17,35 @@ app = typer.Typer(
 )
 
 
-@app.command(epilog="Example:  accrual contract check schemas/contracts/credit-risk.yaml")
+@app.command(
+    epilog="Examples:  accrual contract check schemas/contracts/credit-risk.yaml"
+    "   |   accrual contract check new/credit-risk.yaml --against schemas/contracts"
+)
 def check(
     files: Annotated[list[Path], typer.Argument(help="Contract files (YAML).", show_default=False)],
+    against: Annotated[
+        Path | None,
+        typer.Option(help="The version before, a file or a folder of contracts: refuse what would break its stream."),
+    ] = None,
 ) -> None:
     """Check contracts and say what each means; an error names the file, the line, the field and the fix."""
+    before = {} if against is None else _versions_before(against)
     for path in files:
-        typer.echo(f"{path}: fine. {_in_words(load_contract(path))}")
+        contract = load_contract(path)
+        if old := before.get(contract.stream):
+            breaking = breaking_changes(old, contract)
+            if breaking:
+                raise ContractError(f"{path}: breaks stream '{contract.stream}':\n  " + "\n  ".join(breaking))
+        elif against is not None:
+            typer.echo(f"{path}: stream '{contract.stream}' is not in {against}: nothing to compare with")
+        typer.echo(f"{path}: fine. {_in_words(contract)}")
+
+
+def _versions_before(path: Path) -> dict[str, Contract]:
+    if path.is_dir():
+        return load_contracts(path)
+    contract = load_contract(path)
+    return {contract.stream: contract}
 
 
 def _in_words(contract: Contract) -> str:

@@ -37,6 +37,20 @@ def test_a_rule_for_labels_is_said_in_words(tmp_path: Path) -> None:
     assert "once 3 outcomes count." in done.stdout
 
 
+def test_a_contract_that_breaks_its_stream_is_refused_with_each_reason(tmp_path: Path) -> None:
+    before = ROOT / "schemas/contracts/credit-risk.yaml"
+    path = tmp_path / "credit-risk.yaml"
+    path.write_text(
+        before.read_text().replace("horizon: 548d", "horizon: 600d").replace("on_expiry: paid", "on_expiry: censored")
+    )
+    for against in (before, before.parent):
+        done = accrual("contract", "check", str(path), "--against", str(against))
+        assert done.returncode == 1
+        assert "horizon: changed" in done.stderr
+        assert "on_expiry: changed" in done.stderr
+    assert accrual("contract", "check", str(before), "--against", str(before.parent)).returncode == 0
+
+
 def test_a_broken_contract_ends_with_line_and_fix(tmp_path: Path) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text((ROOT / "schemas/contracts/credit-risk.yaml").read_text().replace("horizon: 548d", "horizon: 18m0"))

@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -108,6 +109,29 @@ def test_a_batch_that_fails_leaves_nothing(config: Config) -> None:
             lake.append({"generations": generation(1), "runs": wrong}, [Move("t", 0, 0, 1)])
         assert lake.rows("from generations") == []
         assert lake.append({"generations": generation(1)}, [Move("t", 0, 0, 1)])
+
+
+@pytest.mark.parametrize(
+    "predicate",
+    [
+        "predicted_at >= timestamptz '2025-03-02 05:00' and predicted_at < timestamptz '2025-03-02 07:00'",
+        "day = date '2025-03-02'",
+    ],
+)
+@pytest.mark.parametrize("table", ["ground_truth_history", "ground_truth"])
+def test_a_day_of_a_stream_is_read_from_its_files_alone(config: Config, table: str, predicate: str) -> None:
+    moments = [datetime(2025, month, day, 6, tzinfo=UTC) for month in (2, 3, 4) for day in (1, 2, 3)]
+    rows = [
+        {"stream": stream, "prediction_id": f"{moment}", "predicted_at": moment, "day": moment.date(), "revision": 1}
+        for moment in moments
+        for stream in ("a", "b")
+    ]
+    with open_lake_for_writing(config) as lake:
+        lake.append({"ground_truth_history": pa.Table.from_pylist(rows, TABLES["ground_truth_history"])})
+        query = f"select count(*) as n from {table} where stream = 'a' and {predicate}"
+        assert lake.rows(query) == [{"n": 1}]
+        [plan] = lake.rows(f"explain analyze {query}")
+        assert "Total Files Read: 1 " in plan["explain_value"]
 
 
 def test_a_pinned_reader_sees_its_snapshot_and_an_open_one_the_newest(config: Config) -> None:

@@ -1,0 +1,68 @@
+"""The view `ground_truth_<stream>`: the stream's current ground truth with inputs and values typed by its contract.
+
+The lake keeps the JSON as it was sent, so a contract may change and every row of before is read by it anew: a field
+that is new is null, one that was renamed is found by its old name (docs/decisions/0012).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+from accrual.contract import Contract, Field
+from accrual.lake import WritableLake
+from consumers.expression_sql import quoted
+
+_TYPES = {"string": "varchar", "number": "double", "integer": "bigint", "boolean": "boolean"}
+
+
+def make_typed_views(lake: WritableLake, contracts: Mapping[str, Contract]) -> None:
+    """Make the view of each contract, where there is none or another. Those of contracts that went stay as they are."""
+    there = {
+        row["view_name"]: row["comment"]
+        for row in lake.rows("select view_name, comment from duckdb_views() where database_name = 'lake'")
+    }
+    for stream, contract in contracts.items():
+        name, query = view_name(stream), typed_view(contract)
+        digest = hashlib.sha256(query.encode()).hexdigest()
+        if there.get(name) != digest:
+            with lake.transaction():
+                lake.rows(f"create or replace view lake.{name} as {query}")
+                lake.rows(f"comment on view lake.{name} is {quoted(digest)}")
+
+
+def view_name(stream: str) -> str:
+    """The name of a stream's view: an identifier that needs no quotes."""
+    return f"ground_truth_{stream.replace('-', '_')}"
+
+
+def typed_view(contract: Contract) -> str:
+    """The query: all columns of `ground_truth`; `inputs` and `values` as structs, as sent in `inputs_json`, ..."""
+    return f"""
+        with read as (
+            select *, {_read("inputs", contract.inputs)} as i, {_read('"values"', contract.outcome.values)} as v
+            from ground_truth where stream = {quoted(contract.stream)}
+        )
+        select * exclude (inputs, "values", i, v), {_struct("i", contract.inputs)} as inputs,
+            case when v is not null then {_struct("v", contract.outcome.values)} end as "values",
+            inputs as inputs_json, "values" as values_json
+        from read
+    """
+
+
+def _read(column: str, fields: Mapping[str, Field]) -> str:
+    types = {name: _TYPES[field.type] for own, field in fields.items() for name in (own, *field.names_before)}
+    return f"from_json({column}, {quoted(json.dumps(types))})"
+
+
+def _struct(read: str, fields: Mapping[str, Field]) -> str:
+    entries = []
+    for own, field in fields.items():
+        names = [f"{read}.{_identifier(name)}" for name in (own, *field.names_before)]
+        entries.append(f"{_identifier(own)} := " + (f"coalesce({', '.join(names)})" if len(names) > 1 else names[0]))
+    return f"struct_pack({', '.join(entries)})"
+
+
+def _identifier(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
