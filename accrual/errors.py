@@ -20,6 +20,7 @@ AccrualError
     ├── BufferFull          the recorder's local buffer is full
     ├── NoChampion          no generation of the stream has been published and loaded yet
     └── LakeUnavailable     catalog or data store out of reach, or busy
+        └── LakeConflict    another writer's transaction came first
 """
 
 
@@ -109,3 +110,7 @@ class NoChampion(Transient):
 
 class LakeUnavailable(Transient):
     """The lake's catalog or data store cannot be reached, or is busy."""
+
+
+class LakeConflict(LakeUnavailable):
+    """Another writer's transaction came first and touched the same; nothing of this one is in the lake."""

@@ -1,8 +1,13 @@
 """The lake: ground truth and the raw events as DuckLake tables. The only importer of duckdb.
 
-Any number of processes read (`open_lake`); one writes (`open_lake_for_writing`, which holds a file lock: two writers
-have corrupted SQLite catalogs). Readers and writer do not wait for each other: the catalog is in WAL mode, and a
-reader's query sees one snapshot from start to end.
+Any number of processes read (`open_lake`). With a SQLite catalog one writes (`open_lake_for_writing` holds a file lock:
+two writers have corrupted such catalogs); with PostgreSQL several do, each for the topic-partitions it has claimed.
+Readers and writers do not wait for each other, and a reader's query sees one snapshot from start to end.
+
+Why no record comes twice: a writer adds rows and the move that stands for them in one transaction, if in the lake it is
+still the owner and still where the move begins. A claim takes ownership and rewrites all moves, which DuckLake holds
+for a conflict with any that are being added: a zombie's transaction fails if a claim came while it ran, and finds
+another owner if it began later. Moves of different owners do not conflict.
 """
 
 from __future__ import annotations
@@ -10,22 +15,30 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import random
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, Self, TypeVar
 
 import duckdb
 import msgspec
 import pyarrow as pa
 
 from accrual.config import Config
-from accrual.errors import LakeError, LakeLocked, LakeUnavailable, NotHere
-from accrual.lake_tables import PARTITIONED, TABLES, VIEWS
+from accrual.errors import LakeConflict, LakeError, LakeLocked, LakeUnavailable, NotHere
+from accrual.lake_tables import FIRST_MOVE, INLINED, PARTITIONED, TABLES, VIEWS
 
 _BUSY_TIMEOUT_MS = 30_000
-# What the engine raises when catalog or data cannot be reached, or another transaction was faster.
-_TRANSIENT = (duckdb.IOException, duckdb.TransactionException, duckdb.ConnectionException)
+# What the engine raises when catalog or data cannot be reached.
+_TRANSIENT = (duckdb.IOException, duckdb.ConnectionException)
+# How often a transaction is begun anew when another was faster, and the pause before: a random part of a growing one.
+_ATTEMPTS = 8
+_ALL_ROWS = 1_000_000
+_PAUSE_S = 0.1
+_T = TypeVar("_T")
 
 
 @contextmanager
@@ -101,15 +114,24 @@ class Lake:
 
 
 class WritableLake(Lake):
-    """The lake in the hands of its one writer."""
+    """The lake in the hands of a writer. `alone`: it is the only one there can be."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, lock: IO[str]) -> None:
+    def __init__(self, connection: duckdb.DuckDBPyConnection, lock: IO[str] | None) -> None:
         super().__init__(connection)
         self._lock = lock
+        self._id = uuid.uuid4().hex
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other process can write this lake meanwhile."""
+        return self._lock is not None
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All statements inside commit together, or none does."""
+        """All statements inside commit together, or none does; they see one snapshot.
+
+        Raises LakeConflict, with nothing written, if another writer's transaction came first.
+        """
         self.rows("begin")
         try:
             yield
@@ -122,20 +144,33 @@ class WritableLake(Lake):
             raise
 
     def append(self, rows: Mapping[str, pa.Table], moves: Sequence[Move] = ()) -> bool:
-        """Add `rows` (by table) and make `moves`, in one transaction.
+        """Add `rows` (by table) and make `moves`, in one transaction, again while other writers are faster.
 
-        False, with nothing written, if some topic-partition is no longer where its move expects it: another writer
-        was there first. Raises LakeUnavailable if the commit did not happen and may be tried again.
+        False, with nothing written, if some topic-partition has another owner by now, or is no longer where its move
+        expects it. Raises LakeUnavailable if the commit did not happen and may be tried again.
         """
-        try:
+
+        def attempt() -> bool:
             with self.transaction():
-                for table, batch in rows.items():
-                    with self.with_tables({"batch": batch}):
-                        self.rows(f'insert into lake."{table}" by name select * from batch')
-                if moves and self._make(moves) != len(moves):
-                    raise _Overtaken
-        except _Overtaken:
+                return self.add(rows, moves)
+
+        return _while_others_are_faster(attempt)
+
+    def add(self, rows: Mapping[str, pa.Table], moves: Sequence[Move]) -> bool:
+        """What `append` does, inside a transaction of the caller's."""
+        made = pa.table(
+            {
+                "topic": pa.array([m.topic for m in moves], pa.string()),
+                "partition": pa.array([m.partition for m in moves], pa.int32()),
+                "first_offset": pa.array([m.expected for m in moves], pa.int64()),
+                "next_offset": pa.array([m.next for m in moves], pa.int64()),
+            }
+        )
+        if moves and self._possible(made) != len(moves):
             return False
+        for table, batch in {**rows, "moves": made}.items():
+            if len(batch):
+                self._insert(table, batch)
         return True
 
     def offsets(self) -> dict[tuple[str, int], int]:
@@ -143,26 +178,52 @@ class WritableLake(Lake):
         rows = self.rows("select topic, partition, next_offset from lake.offsets")
         return {(row["topic"], row["partition"]): row["next_offset"] for row in rows}
 
-    def begin_at(self, first: Mapping[tuple[str, int], int]) -> None:
-        """Enter topic-partitions the lake does not know yet, each with the offset its records begin at."""
-        rows = [{"topic": t, "partition": p, "first_offset": o, "next_offset": o} for (t, p), o in first.items()]
-        if rows:
-            self.append({"offsets": pa.Table.from_pylist(rows, TABLES["offsets"])})
+    def claim(self, first: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], int]:
+        """Own these topic-partitions from now on; returns the next offset of each.
+
+        One that the lake does not know yet begins at the offset given. Their owners of before can make no more moves.
+        """
+        return _while_others_are_faster(lambda: self._claim(first))
 
     def close(self) -> None:
         """Close the connection, then release the writer's lock."""
         super().close()
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
-    def _make(self, moves: Sequence[Move]) -> int:
-        table = pa.Table.from_pylist([msgspec.structs.asdict(move) for move in moves])
-        with self.with_tables({"moves": table}):
-            done = self.rows(
-                "update lake.offsets set next_offset = moves.next from moves"
-                " where offsets.topic = moves.topic and offsets.partition = moves.partition"
-                " and offsets.next_offset = moves.expected"
+    def _claim(self, first: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], int]:
+        mine = pa.Table.from_pylist(
+            [{"topic": topic, "partition": partition, "owner": self._id} for topic, partition in first],
+            TABLES["owners"],
+        )
+        with self.transaction():
+            moves = self.rows("from lake.offsets")
+            known = {(row["topic"], row["partition"]): row["next_offset"] for row in moves}
+            moves += [
+                {"topic": topic, "partition": partition, "first_offset": offset, "next_offset": offset}
+                for (topic, partition), offset in first.items()
+                if (topic, partition) not in known
+            ]
+            with self.with_tables({"mine": mine}):
+                self.rows("delete from lake.owners where (topic, partition) in (select topic, partition from mine)")
+            self.rows("delete from lake.moves")
+            self._insert("owners", mine)
+            self._insert("moves", pa.Table.from_pylist([FIRST_MOVE, *moves], TABLES["moves"]))
+        return {place: known.get(place, offset) for place, offset in first.items()}
+
+    def _possible(self, moves: pa.Table) -> int:
+        """How many of the moves are on a topic-partition of this writer's, from where it is."""
+        with self.with_tables({"wanted": moves}):
+            found = self.rows(
+                "select count(*) as n from wanted w join lake.offsets o using (topic, partition)"
+                " join lake.owners using (topic, partition) where o.next_offset = w.first_offset and owner = ?",
+                [self._id],
             )
-        return int(done[0]["Count"])
+        return int(found[0]["n"])
+
+    def _insert(self, table: str, rows: pa.Table) -> None:
+        with self.with_tables({"batch": rows}):
+            self.rows(f'insert into lake."{table}" by name select * from batch')
 
 
 @_interruptible()
@@ -191,25 +252,32 @@ def open_lake(config: Config, *, at_snapshot: int | None = None) -> Lake:
 
 @_interruptible()
 def open_lake_for_writing(config: Config) -> WritableLake:
-    """Open the lake as its one writer, making it and its tables if needed.
+    """Open the lake for writing, making it and its tables if needed.
 
-    Raises LakeLocked, naming the process, while another one writes; LakeUnavailable if the catalog cannot be reached.
+    Raises LakeLocked, naming the process, while another one writes a SQLite catalog; LakeUnavailable if the catalog
+    cannot be reached.
     """
     catalog = config.lake_catalog
-    local = catalog.startswith("sqlite:")
-    beside = Path(catalog.removeprefix("sqlite:")) if local else config.state_dir / "lake" / "catalog"
-    beside.parent.mkdir(parents=True, exist_ok=True)
-    lock = _lock(beside.with_suffix(".writer"))
+    options, lock = "DATA_INLINING_ROW_LIMIT 0", None
+    if catalog.startswith("sqlite:"):
+        file = Path(catalog.removeprefix("sqlite:"))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        options, lock = f"{options}, META_JOURNAL_MODE 'WAL'", _lock(file.with_suffix(".writer"))
     connection = _connect(config)
+    lake = WritableLake(connection, lock)
     try:
-        options = "DATA_INLINING_ROW_LIMIT 0" + (", META_JOURNAL_MODE 'WAL'" if local else "")
         _open(connection, config, options)
-        lake = WritableLake(connection, lock)
         if not _has_tables(connection):
             _make_tables(lake)
+        for name in INLINED:
+            lake.rows(
+                f"call ducklake_set_option('lake', 'data_inlining_row_limit', {_ALL_ROWS}, schema => 'main',"
+                f" table_name => '{name}')"
+            )
+        if not lake.rows("from lake.moves limit 1"):
+            lake.rows(f"insert into lake.moves values {tuple(FIRST_MOVE.values())}")
     except BaseException:
-        connection.close()
-        lock.close()
+        lake.close()
         raise
     return lake
 
@@ -325,8 +393,14 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-class _Overtaken(Exception):
-    """Rolls a transaction back whose expected offsets no longer hold."""
+def _while_others_are_faster(attempt: Callable[[], _T]) -> _T:
+    """The result of the first attempt that does not conflict. Raises the last one's LakeConflict."""
+    for number in range(_ATTEMPTS - 1):
+        try:
+            return attempt()
+        except LakeConflict:
+            time.sleep(random.uniform(0, _PAUSE_S * 2**number))
+    return attempt()
 
 
 @contextmanager
@@ -335,6 +409,8 @@ def _engine_errors() -> Iterator[None]:
     try:
         with _interruptible():
             yield
+    except duckdb.TransactionException as exc:
+        raise LakeConflict(f"another writer came first: {exc}") from exc
     except _TRANSIENT as exc:
         raise LakeUnavailable(f"the lake cannot be reached: {exc}") from exc
     except duckdb.Error as exc:

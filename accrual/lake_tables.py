@@ -155,8 +155,9 @@ TABLES: dict[str, pa.Schema] = {
             ("next_offset", pa.int64()),
         ]
     ),
-    # One row per topic-partition: the sink has taken the records from first_offset up to, not including, next_offset.
-    "offsets": pa.schema(
+    # Steps of the sinks: a row says that the records of a topic-partition from first_offset up to, not including,
+    # next_offset are taken. A claim puts those of each together. The view `offsets` has one row for each.
+    "moves": pa.schema(
         [
             ("topic", pa.string()),
             ("partition", pa.int32()),
@@ -164,7 +165,13 @@ TABLES: dict[str, pa.Schema] = {
             ("next_offset", pa.int64()),
         ]
     ),
+    # Which open lake may make moves on a topic-partition: the one that claimed it last.
+    "owners": pa.schema([("topic", pa.string()), ("partition", pa.int32()), ("owner", pa.string())]),
 }
+# Kept in the catalog, not in files: a few rows that every commit reads and adds to.
+INLINED = ("moves", "owners")
+# A claim rewrites all moves, and whoever adds to them meanwhile conflicts with it: so there is always one to rewrite.
+FIRST_MOVE = {"topic": "", "partition": 0, "first_offset": 0, "next_offset": 0}
 
 # The keys of their data files: a predicate on `stream`, and one on `day` or the event time, leaves out the other files.
 PARTITIONED = dict.fromkeys(("predictions", "outcomes", "ground_truth_history"), "stream, day")
@@ -176,5 +183,10 @@ VIEWS: dict[str, str] = {
         qualify row_number() over (
             partition by stream, prediction_id, predicted_at, day order by revision desc, "offset"
         ) = 1
+    """,
+    # One row per topic-partition: the sinks have taken the records from first_offset up to, not including, next_offset.
+    "offsets": """
+        select topic, "partition", min(first_offset) as first_offset, max(next_offset) as next_offset
+        from moves where topic <> '' group by all
     """,
 }

@@ -41,7 +41,7 @@ def sink(
         int | None, typer.Option(min=0, max=65535, help="Serve /health and /metrics here. Default: not at all.")
     ] = None,
 ) -> None:
-    """Run the sink, the one writer of the lake, until SIGTERM or Ctrl-C; the batch in hand is finished first."""
+    """Run a sink, which fills the lake, until SIGTERM or Ctrl-C; the batch in hand is finished first."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     config, contracts = _configured(None)
     stop = threading.Event()

@@ -25,9 +25,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from accrual.contract import Contract
-from accrual.errors import LakeError
+from accrual.errors import LakeConflict, LakeError
 from accrual.kafka import TopicNames
-from accrual.lake import Lake, WritableLake
+from accrual.lake import Lake, Move, WritableLake
 from accrual.lake_tables import TABLES
 from consumers.recompute import EARLIEST, Scope, recompute
 
@@ -135,7 +135,10 @@ def next_window(
 
 
 class Sealer:
-    """Seals windows as they become complete. It looks into the lake only when a batch brought what was missing."""
+    """Seals windows as they become complete. It looks into the lake only when a batch brought what was missing.
+
+    Where others write too, their batches are not seen here: it looks whenever the pause after the last look is over.
+    """
 
     def __init__(self, lake: WritableLake, contracts: Mapping[str, Contract], names: TopicNames) -> None:
         self._lake = lake
@@ -164,9 +167,10 @@ class Sealer:
                     reached -= timedelta(microseconds=self._contracts[stream].disorder_us)
                     self._watermarks[stream] = max(reached, self._watermarks[stream] or reached)
 
-    def seal(self) -> list[dict[str, Any]]:
+    def seal(self, guard: Move) -> list[dict[str, Any]]:
         """Seal the next window of each stream if it is complete; returns the rows of the table `windows`.
 
+        `guard` is a move to where this sink is already: whoever can make it is the one that seals.
         It often has nothing to do. A check that fails in the lake's engine is left for later: capture goes on.
         """
         due = [stream for stream in self._contracts if self._is_due(stream)]
@@ -176,8 +180,12 @@ class Sealer:
         sealed = []
         for stream in due:
             try:
-                if window := self._seal_next(stream):
+                with self._lake.transaction():
+                    window = self._seal_next(stream, guard)
+                if window:
                     sealed.append(window)
+            except LakeConflict as exc:
+                log.info("the next window of %s is left for later: %s", stream, exc)
             except LakeError:
                 log.exception("the next window of %s cannot be checked", stream)
         if not sealed:
@@ -185,6 +193,8 @@ class Sealer:
         return sealed
 
     def _is_due(self, stream: str) -> bool:
+        if not self._lake.alone:
+            return True
         labels, watermark, news = self._waiting.get(stream, (0, EARLIEST, 0))
         reached = self._watermarks[stream]
         return (
@@ -194,10 +204,12 @@ class Sealer:
             and reached >= watermark
         )
 
-    def _seal_next(self, stream: str) -> dict[str, Any] | None:
+    def _seal_next(self, stream: str, guard: Move) -> dict[str, Any] | None:
         snapshot = self._lake.snapshot_id()
+        if not self._lake.alone:
+            self._watermarks[stream] = watermark_of(self._lake, self._contracts[stream])
         candidate = next_window(self._lake, self._contracts, self._names, stream, self._watermarks[stream])
-        if not candidate.complete or self._lake.snapshot_id() != snapshot:
+        if not candidate.complete:
             self._wait(candidate)
             return None
         window = self._lake.rows(
@@ -221,8 +233,9 @@ class Sealer:
             "to_time": candidate.until,
             "sealed_at": datetime.now(UTC),
         }
-        self._lake.append({"windows": pa.Table.from_pylist([window], TABLES["windows"])})
-        return window
+        return (
+            window if self._lake.add({"windows": pa.Table.from_pylist([window], TABLES["windows"])}, [guard]) else None
+        )
 
     def _wait(self, candidate: Candidate) -> None:
         """Look again when what this candidate lacks can have come."""

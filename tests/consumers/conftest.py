@@ -188,12 +188,17 @@ class World:
         """Everything sent so far into a lake, without Kafka; the tables it came as."""
         by_topic = readers(self.names, self.contracts)
         tables, _ = arrow_tables(self.records, by_topic)  # type: ignore[arg-type]
-        lake.begin_at({place: 0 for place in self._ends if place not in lake.offsets()})
-        at = lake.offsets()
+        at = lake.claim(dict.fromkeys(self._ends, 0))
         moves = [Move(*place, at[place], end) for place, end in self._ends.items()]
         assert lake.append(tables, moves)
         self.records.clear()
         return tables
+
+    def guard(self, lake: WritableLake) -> Move:
+        """What a sink gives the sealer: a move of its own to where it is."""
+        place = self.names.predictions, 0
+        at = lake.claim({place: 0})[place]
+        return Move(*place, at, at)
 
     def publish(self) -> None:
         """Everything sent so far into Kafka."""

@@ -122,7 +122,7 @@ def test_python_and_sql_agree_on_the_label_of_many_outcomes(lake: WritableLake, 
             )
     tables, skipped = arrow_tables(records, readers(NAMES, contracts))  # type: ignore[arg-type]
     assert skipped == []
-    lake.begin_at({(topic, 0): 0 for topic in (NAMES.predictions, NAMES.outcomes)})
+    lake.claim({(topic, 0): 0 for topic in (NAMES.predictions, NAMES.outcomes)})
     assert lake.append(tables, [Move(NAMES.predictions, 0, 0, len(expected))])
     recompute(lake, contracts, NAMES, Scope())
     found = lake.rows('select prediction_id, revision, label, observed_at, "values", source from expected')

@@ -127,7 +127,7 @@ def test_a_second_sink_ends_with_the_name_of_the_first(kafka_world: World) -> No
     assert "Traceback" not in message
 
 
-def test_offsets_moved_by_another_writer_send_it_back_to_them(kafka_world: World) -> None:
+def test_offsets_claimed_by_another_writer_send_it_back_to_them(kafka_world: World) -> None:
     """As a zombie would find them: what it read since is not committed, and not lost either."""
     kafka_world.minutes(0, 300)
     first = counts(kafka_world)
@@ -137,10 +137,9 @@ def test_offsets_moved_by_another_writer_send_it_back_to_them(kafka_world: World
     with pytest.MonkeyPatch.context() as patch:
 
         def interfere(records: Any, by_topic: Any) -> Any:
-            if not interfered.is_set() and progress.commits == 1:
+            if progress.commits and not interfered.is_set():
                 interfered.set()
-                lake.rows("update lake.offsets set next_offset = 0 where topic like '%.outcomes'")
-                lake.rows("delete from lake.outcomes")
+                lake.rows("update lake.owners set owner = 'another'")
             return real(records, by_topic)
 
         opened: list[Any] = []
@@ -155,6 +154,7 @@ def test_offsets_moved_by_another_writer_send_it_back_to_them(kafka_world: World
             kafka_world.publish()
             wait_for_rows(kafka_world.config, expected)
             assert interfered.is_set()
+            assert len(opened) == 2
 
 
 def test_a_busy_lake_is_waited_for(kafka_world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ def label(world: World, minute: int, prediction_id: str | None = None) -> None:
 def seal_all(world: World, lake: WritableLake) -> int:
     sealer = Sealer(lake, world.contracts, world.names)
     count = 0
-    while sealed := sealer.seal():
+    while sealed := sealer.seal(world.guard(lake)):
         count += len(sealed)
     return count
 
@@ -60,7 +60,7 @@ def test_windows_follow_each_other_and_hold_the_rows_they_say(
 
 def test_a_restart_goes_on_after_the_last_window(world: World, full_lake: FullLake) -> None:
     lake = full_lake(200)
-    first = Sealer(lake, world.contracts, world.names).seal()
+    first = Sealer(lake, world.contracts, world.names).seal(world.guard(lake))
     assert [w["window"] for w in first] == [1]
     assert seal_all(world, lake) == 2
     assert seal_all(world, lake) == 0
@@ -96,7 +96,7 @@ def test_a_pending_prediction_holds_its_window_back(world: World, lake: Writable
     world.let_time_pass()
     world.pour(lake)
     sealer = Sealer(lake, world.contracts, world.names)
-    assert sealer.seal() == []
+    assert sealer.seal(world.guard(lake)) == []
     assert waits_for(world, lake) == "1 pending predictions"
 
 
@@ -116,16 +116,16 @@ def test_the_sealer_looks_again_when_what_was_missing_has_come(
     looks: list[str] = []
     sealer = Sealer(lake, world.contracts, world.names)
     real = sealer._seal_next
-    monkeypatch.setattr(sealer, "_seal_next", lambda stream: (looks.append(stream), real(stream))[1])
+    monkeypatch.setattr(sealer, "_seal_next", lambda stream, guard: (looks.append(stream), real(stream, guard))[1])
 
     def bring(first: int, count: int) -> list[int]:
         for n in range(first, first + count):
             label(world, n)
         sealer.look_at(world.pour(lake))
-        return [window["window"] for window in sealer.seal()]
+        return [window["window"] for window in sealer.seal(world.guard(lake))]
 
     assert bring(0, 40) == []
-    assert sealer.seal() == []
+    assert sealer.seal(world.guard(lake)) == []
     assert len(looks) == 1  # nothing new, no second look
     assert bring(40, 2) == []
     assert len(looks) == 1  # still too few labels
