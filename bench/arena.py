@@ -118,6 +118,10 @@ class Arena:
 
     def committed(self, group: str, config: Config) -> int:
         """How many input events a group has behind it, by its committed offsets."""
+        return sum(self.places(group, config).values())
+
+    def places(self, group: str, config: Config) -> dict[tuple[str, int], int]:
+        """A group's committed offset on each input topic-partition; empty while it has none."""
         places = [
             TopicPartition(topic, number)
             for topic in _input_topics(config)
@@ -126,9 +130,9 @@ class Arena:
         try:
             asked = [ConsumerGroupTopicPartitions(group, places)]
             [answer] = self._admin.list_consumer_group_offsets(asked, request_timeout=5).values()
-            return sum(max(place.offset, 0) for place in answer.result().topic_partitions)
+            return {(p.topic, p.partition): max(p.offset, 0) for p in answer.result().topic_partitions}
         except KafkaException:
-            return 0  # the group is not there yet, or its coordinator
+            return {}  # the group is not there yet, or its coordinator
 
     def events(self, config: Config) -> int:
         """How many events the input topics hold."""
