@@ -89,6 +89,17 @@ class Outcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     values: dict[str, Field]
 
 
+class Join(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Outcomes name a business key instead of a prediction: events carry it as their `entity`.
+
+    `by`: what the key is, for people: `loan_id`. `to`: an outcome belongs to the `latest` prediction made for the
+    entity before it, within the horizon, or to `all` of them.
+    """
+
+    by: str
+    to: Literal["latest", "all"] = "latest"
+
+
 class Lora(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) on the linear maps of the top `layers` layers."""
 
@@ -128,6 +139,7 @@ class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     """One stream's contract. Durations are text in the file; `horizon_us` and its kin give microseconds.
 
+    `join`: when outcomes do not know their prediction's id.
     `horizon`: how long after the prediction an outcome counts.
     `on_expiry`: the label when none came: `censored` or a class.
     `late`: what an outcome observed after the horizon is: `revise` (counts all the same), `dead_letter`, or `count`
@@ -146,6 +158,7 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
     horizon: str
     training: Training
     description: str = ""
+    join: Join | None = None
     on_expiry: str = CENSORED
     late: Literal["revise", "dead_letter", "count"] = "count"
     disorder: str = "1h"
@@ -322,6 +335,8 @@ def _inconsistencies(contract: Contract) -> list[tuple[str, str]]:
         except ValueError as exc:
             found.append((name, str(exc)))
     found += _mistaken_names("inputs", contract.inputs) + _mistaken_names("outcome.values", contract.outcome.values)
+    if contract.join is not None and contract.late == "revise":
+        found.append(("late", "`revise` needs the prediction's id: with `join` the horizon says whose an outcome is"))
     classes = contract.output.classes
     if len(set(classes)) < len(classes) or len(classes) < 2:
         found.append(("output.classes", "name at least two classes, each once"))

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from accrual.contract import Contract, Field
 
-_LABELING = ("label", "horizon_us", "on_expiry", "late")
+_LABELING = ("label", "join", "horizon_us", "on_expiry", "late")
 
 
 def breaking_changes(old: Contract, new: Contract) -> list[str]:

@@ -28,14 +28,14 @@ REASONS = {
     "invalid_event": "a field is missing, has a wrong type or is out of bounds",
     "unsupported_version": "`v` is newer than this worker knows",
     "unknown_stream": "no contract for the stream",
-    "invalid_id": "prediction_id is empty or too long, or is not the record's key",
+    "invalid_id": "prediction_id (or entity) is missing, too long, or not the record's key",
     "time_out_of_range": "the event's time is before 1990 or ahead of the broker's clock by more than max_ahead",
     "invalid_inputs": "inputs break the contract",
     "invalid_output": "output breaks the contract",
     "invalid_values": "outcome values break the contract",
     "conflicting_prediction": "a second prediction with the same id and other content; the first counts",
     "late": "an outcome observed after the horizon, in a stream whose contract refuses those",
-    "too_old": "a prediction so old that its id may have been forgotten",
+    "too_old": "a prediction so late that its id may have been forgotten, or its outcome given to another",
     "orphan": "an outcome whose prediction never came",
 }
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -50,7 +50,10 @@ NULL = msgspec.Raw(b"null")
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What a model said. `model` is `name@version`; `output` is `{"label", "probabilities"}`."""
+    """What a model said. `model` is `name@version`; `output` is `{"label", "probabilities"}`.
+
+    `entity`: in streams that are joined by a business key, the loan or account it was made for, and the record's key.
+    """
 
     v: int = VERSION
     prediction_id: str
@@ -59,13 +62,18 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     predicted_at: Time
     inputs: Object
     output: Object
+    entity: str | None = None
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What happened. A later one with other values for the same prediction is a revision."""
+    """What happened. A later one with other values for the same prediction is a revision.
+
+    It names the prediction or, in streams that are joined by a business key, the `entity`: one of the two.
+    """
 
     v: int = VERSION
-    prediction_id: str
+    prediction_id: str | None = None
+    entity: str | None = None
     stream: str
     observed_at: Time
     values: Object
@@ -97,7 +105,7 @@ class GroundTruth(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     `status` is `labeled` (an outcome came) or `expired` (the horizon passed; `label` is then what the contract says,
     null if censored). `revision` is the number of distinct outcomes that count, and 0 for an expired one: it rises, and
     the row with the highest revision is the current one. It depends on the set of events only, not on their order.
-    An expired one has no outcome: `observed_at` and `source` are None, `values` is NULL.
+    An expired one has no outcome: `observed_at` and `source` are None, `values` is NULL. `entity` is the prediction's.
     """
 
     v: int = VERSION
@@ -113,6 +121,7 @@ class GroundTruth(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     output: Object
     values: ObjectOrNull
     source: str | None
+    entity: str | None = None
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -177,6 +186,7 @@ def encode_ground_truth(
     output: bytes,
     values: bytes,
     source: str | None,
+    entity: str | None,
 ) -> bytes:
     """A `GroundTruth` on the wire, of times in microseconds and payloads that are JSON; quicker than by making one."""
     return _GROUND_TRUTH % (
@@ -193,12 +203,13 @@ def encode_ground_truth(
         output,
         values,
         _encode_word(source),
+        b"null" if entity is None else encode(entity),
     )
 
 
 _GROUND_TRUTH = (
     b'{"v":%d,"prediction_id":%b,"stream":%b,"revision":%d,"status":%b,"label":%b,"model":%b,"predicted_at":%b,'
-    b'"observed_at":%b,"inputs":%b,"output":%b,"values":%b,"source":%b}'
+    b'"observed_at":%b,"inputs":%b,"output":%b,"values":%b,"source":%b,"entity":%b}'
 )
 _encode_word = lru_cache(1_000)(encode)  # of a text of which there are few different ones: a name, a label
 
@@ -231,14 +242,14 @@ def timed_prediction(
         tick = _as_tick(value)
         if tick is None:
             raise not_a_prediction from None
-        contract = contracts.get(tick.tick)
-        if contract is None:
-            raise _unknown_stream(tick.tick, contracts) from None
-        at = _in_range(tick.at, "at", timestamp_ms, contract)
-        return tick, at
-    contract, at = _check_common(
-        event.stream, event.prediction_id, event.predicted_at, "predicted_at", key, timestamp_ms, contracts
-    )
+        return tick, _in_range(tick.at, "at", timestamp_ms, _contract_of(tick.tick, contracts))
+    contract = _contract_of(event.stream, contracts)
+    if contract.join is None:
+        _check_key(event.prediction_id, "prediction_id", key, event.entity, "entity")
+    else:
+        _check_id(event.prediction_id, "prediction_id")
+        _check_key(event.entity, "entity", key)
+    at = _in_range(event.predicted_at, "predicted_at", timestamp_ms, contract)
     contract.check_inputs(event.inputs)
     try:
         _decode_distribution(event.output)
@@ -252,9 +263,12 @@ def timed_outcome(
 ) -> tuple[Outcome, int]:
     """`read_outcome`, with the event's time in microseconds."""
     event = _read(_decode_outcome, value)
-    contract, at = _check_common(
-        event.stream, event.prediction_id, event.observed_at, "observed_at", key, timestamp_ms, contracts
-    )
+    contract = _contract_of(event.stream, contracts)
+    if contract.join is None:
+        _check_key(event.prediction_id, "prediction_id", key, event.entity, "entity")
+    else:
+        _check_key(event.entity, "entity", key, event.prediction_id, "prediction_id")
+    at = _in_range(event.observed_at, "observed_at", timestamp_ms, contract)
     contract.says(bytes(event.values))
     return event, at
 
@@ -302,31 +316,33 @@ def _refuse_newer(value: bytes) -> None:
         raise Rejected("unsupported_version", f"v is {version}; this worker reads v {VERSION}")
 
 
-def _check_common(
-    stream: str,
-    prediction_id: str,
-    moment: datetime,
-    field: str,
-    key: bytes | None,
-    timestamp_ms: int,
-    contracts: Mapping[str, Contract],
-) -> tuple[Contract, int]:
-    """The event's contract, and its time in microseconds."""
+def _contract_of(stream: str, contracts: Mapping[str, Contract]) -> Contract:
     contract = contracts.get(stream)
     if contract is None:
-        raise _unknown_stream(stream, contracts)
-    if not 1 <= len(prediction_id) <= MAX_ID_LENGTH:
         raise Rejected(
-            "invalid_id",
-            f"prediction_id has {len(prediction_id)} characters; 1 to {MAX_ID_LENGTH} are allowed",
+            "unknown_stream", f"stream '{stream[:80]}' has no contract; known: {', '.join(sorted(contracts))}"
         )
-    if key != prediction_id.encode():
-        raise Rejected("invalid_id", "the record's key is not its prediction_id; key every record by it")
-    return contract, _in_range(moment, field, timestamp_ms, contract)
+    return contract
 
 
-def _unknown_stream(stream: str, contracts: Mapping[str, Contract]) -> Rejected:
-    return Rejected("unknown_stream", f"stream '{stream[:80]}' has no contract; known: {', '.join(sorted(contracts))}")
+def _check_id(text: str, field: str) -> None:
+    if not 1 <= len(text) <= MAX_ID_LENGTH:
+        raise Rejected("invalid_id", f"{field} has {len(text)} characters; 1 to {MAX_ID_LENGTH} are allowed")
+
+
+def _check_key(
+    text: str | None, field: str, key: bytes | None, other: str | None = None, other_field: str = ""
+) -> None:
+    """The field that the stream is joined by must be there and be the record's key; the `other` must not be there."""
+    if text is None:
+        raise Rejected("invalid_id", f"{field} is missing: the contract's stream is joined by it")
+    _check_id(text, field)
+    if key != text.encode():
+        raise Rejected("invalid_id", f"the record's key is not its {field}; key every record by it")
+    if other is not None:
+        raise Rejected(
+            "invalid_id", f"{other_field} is given: the contract's stream is joined by {field}, and not by it"
+        )
 
 
 def _in_range(moment: datetime, field: str, timestamp_ms: int, contract: Contract) -> int:

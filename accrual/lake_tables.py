@@ -1,7 +1,8 @@
 """The tables of the lake: columns as Arrow schemas, from which DuckLake's own tables are made.
 
 `partition`, `offset` and `arrived_at` (the broker's clock) say which Kafka record a row is; `day` is the UTC day of its
-event time. `inputs`, `output` and `values` are the JSON text that was sent; the view `ground_truth_<stream>`, which the
+event time. `entity` is the business key of a stream that is joined by one (an outcome then has no `prediction_id`).
+`inputs`, `output` and `values` are the JSON text that was sent; the view `ground_truth_<stream>`, which the
 sink makes of the stream's contract, shows them typed (docs/decisions/0012).
 """
 
@@ -23,6 +24,7 @@ TABLES: dict[str, pa.Schema] = {
             ("predicted_at", TIME),
             ("inputs", pa.string()),
             ("output", pa.string()),
+            ("entity", pa.string()),
             ("day", pa.date32()),
             *_POSITION,
         ]
@@ -35,6 +37,7 @@ TABLES: dict[str, pa.Schema] = {
             ("observed_at", TIME),
             ("values", pa.string()),
             ("source", pa.string()),
+            ("entity", pa.string()),
             ("day", pa.date32()),
             *_POSITION,
         ]
@@ -56,6 +59,7 @@ TABLES: dict[str, pa.Schema] = {
             ("output", pa.string()),
             ("values", pa.string()),
             ("source", pa.string()),
+            ("entity", pa.string()),
             ("day", pa.date32()),
             *_POSITION,
         ]

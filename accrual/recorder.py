@@ -28,9 +28,12 @@ log = logging.getLogger(__name__)
 
 
 class Undelivered(msgspec.Struct, frozen=True):
-    """An event that did not reach the broker. `value` is the encoded event, so that a service can keep it elsewhere."""
+    """An event that did not reach the broker. `value` is the encoded event, so that a service can keep it elsewhere.
 
-    prediction_id: str
+    `key` is the record's: the prediction's id, or the entity.
+    """
+
+    key: str
     topic: str
     value: bytes
     error: AccrualError
@@ -94,9 +97,12 @@ class _Emitter:
         *,
         model: str,
         prediction_id: str | None = None,
+        entity: str | None = None,
         predicted_at: datetime | None = None,
     ) -> str:
         """Record what `model` said of `inputs`; returns the prediction's id (a new UUIDv7 unless given).
+
+        `entity`: the loan, account or order it is made for, in a stream whose contract has `join`.
 
         Does not block. Checks only what is cheap (id, time zone, that all is JSON, size); the join checks the rest
         against the contract and dead-letters what breaks it. NaN and infinity become null: JSON has neither.
@@ -110,48 +116,56 @@ class _Emitter:
             predicted_at=_aware("predicted_at", predicted_at),
             inputs=_raw("inputs", inputs),
             output=_raw("output", output),
+            entity=entity,
         )
-        self._send(self._topics.predictions, prediction_id, encode(event))
+        _check_id("prediction_id", prediction_id)
+        key = prediction_id if entity is None else _check_id("entity", entity)
+        self._send(self._topics.predictions, key, encode(event))
         return prediction_id
 
     def outcome(
         self,
-        prediction_id: str,
+        prediction_id: str | None,
         values: Mapping[str, Any],
         *,
+        entity: str | None = None,
         observed_at: datetime | None = None,
         source: str = "outcome",
     ) -> None:
         """Record what really happened; again with other values is a revision. Does not block; raises like `predict`.
 
-        `observed_at` is when it was known, not when it is sent (default: now).
+        In a stream whose contract has `join` it is given the `entity`, and None for the prediction's id. `observed_at`
+        is when it was known, not when it is sent (default: now).
         """
+        if entity is not None and prediction_id is None:
+            key = _check_id("entity", entity)
+        elif prediction_id is not None and entity is None:
+            key = _check_id("prediction_id", prediction_id)
+        else:
+            raise Rejected("invalid_id", "an outcome names its prediction_id or, with `join` in the contract, entity")
         event = Outcome(
             prediction_id=prediction_id,
+            entity=entity,
             stream=self.stream,
             observed_at=_aware("observed_at", observed_at),
             values=_raw("values", values),
             source=source,
         )
-        self._send(self._topics.outcomes, prediction_id, encode(event))
+        self._send(self._topics.outcomes, key, encode(event))
 
-    def _send(self, topic: str, prediction_id: str, value: bytes) -> None:
-        if not 1 <= len(prediction_id) <= MAX_ID_LENGTH:
-            raise Rejected(
-                "invalid_id", f"prediction_id has {len(prediction_id)} characters; 1 to {MAX_ID_LENGTH} are allowed"
-            )
+    def _send(self, topic: str, key: str, value: bytes) -> None:
         if self._closed.is_set():
             raise RecorderClosed(f"this recorder of '{self.stream}' is closed; make a new one")
         with self._count:
             self._accepted += 1  # before it is queued: its report may come before the next line
         try:
-            self._producer.produce(topic, value, prediction_id.encode())
+            self._producer.produce(topic, value, key.encode())
         except (BufferError, KafkaException) as exc:
             with self._count:
                 self._accepted -= 1
             if isinstance(exc, KafkaException):
                 raise Rejected("invalid_event", f"the event has {len(value)} bytes: {exc.args[0].str()}") from exc
-            self._refuse(Undelivered(prediction_id, topic, value, BufferFull(self._full())), exc)
+            self._refuse(Undelivered(key, topic, value, BufferFull(self._full())), exc)
 
     def _refuse(self, event: Undelivered, cause: BufferError) -> None:
         if self._when_full == "raise":
@@ -188,13 +202,13 @@ class _Emitter:
 
     def _surface(self, lost: Undelivered) -> None:
         if self._on_error is None:
-            log.warning("event of prediction %s lost: %s", lost.prediction_id, lost.error)
+            log.warning("event of %s lost: %s", lost.key, lost.error)
             return
         try:
             self._on_error(lost)
         except Exception:
             # The reports of other events are still to be served.
-            log.exception("on_error failed for prediction %s", lost.prediction_id)
+            log.exception("on_error failed for the event of %s", lost.key)
 
     def _broker_trouble(self, error: KafkaError) -> None:
         log.warning("recorder of '%s': %s; %d events wait", self.stream, error.str(), self.buffered)
@@ -252,6 +266,12 @@ class AsyncRecorder(_Emitter):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _check_id(field: str, text: str) -> str:
+    if not 1 <= len(text) <= MAX_ID_LENGTH:
+        raise Rejected("invalid_id", f"{field} has {len(text)} characters; 1 to {MAX_ID_LENGTH} are allowed")
+    return text
 
 
 def _raw(field: str, value: Mapping[str, Any] | Distribution) -> msgspec.Raw:

@@ -67,11 +67,11 @@ REACHED = """
 create or replace temp table reached as
 with moments as (
     select stream, "partition", 'predictions' as topic, predicted_at as moment
-    from accepted_predictions left join homes using (prediction_id)
+    from accepted_predictions left join homes on "key" = coalesce(entity, prediction_id)
     where home is null or home = "partition"
     union all
     select stream, "partition", 'outcomes', observed_at
-    from accepted_outcomes left join homes using (prediction_id)
+    from accepted_outcomes left join homes on "key" = coalesce(entity, prediction_id)
     where home is null or home = "partition"
     union all
     select stream, "partition", unnest(['predictions', 'outcomes']), moment from lake.ticks
@@ -86,14 +86,18 @@ from events join terms using (stream) group by all
 # Rows that appear twice, dead letters that should not be or are not there, expiry at the wrong time.
 MORE_DIFFERENCES = """
 with known as (
-    select c.*, c.predicted_at + to_microseconds(t.horizon_us + t.remember_us) as forgotten_at, r.furthest
+    select c.*, c.predicted_at + to_microseconds(t.horizon_us) as deadline,
+        deadline + to_microseconds(t.remember_us) as forgotten_at, r.furthest
     from captured c join terms t using (stream) join reached r using (stream, "partition")
 ),
 firsts as (from known where kind = 'first'),
 claims as (
     select e.*, t.late, f.arrived_at as predicted_came_at, f.forgotten_at, f.furthest,
-        e.observed_at + to_microseconds(t.horizon_us + t.disorder_us) as orphaned_at,
-        (select max(furthest) from reached r where r.stream = e.stream) as furthest_of_all
+        -- Whose an outcome of an entity is, is settled as soon as event time has passed it.
+        e.observed_at + to_microseconds(if(t.join_to is null, t.horizon_us + t.disorder_us, 0)) as orphaned_at,
+        (select max(furthest) from reached r where r.stream = e.stream) as furthest_of_all,
+        (select if(count(nearest) = count(*), min(nearest), null) from reached r where r.stream = e.stream)
+            as nearest_of_all
     from evidence e join terms t using (stream) left join firsts f using (stream, prediction_id)
 ),
 due as (from compared c join reached r using (stream, "partition") where c.predicted and c.revision = 0),
@@ -116,10 +120,16 @@ select stream, prediction_id, 'wrong dead letter', 'conflicting_prediction, and 
 where letter = 'conflicting_prediction' and kind <> 'conflicting'
 union all
 select stream, prediction_id, 'wrong dead letter', 'too_old, and it was not' from known
-where letter = 'too_old' and forgotten_at >= furthest
+where letter = 'too_old' and forgotten_at >= furthest and not exists (  -- an outcome that was given away before it came
+    from accepted_outcomes o where o.stream = known.stream and o.entity = known.entity
+        and o.observed_at >= known.predicted_at and o.observed_at <= known.deadline and o.observed_at < known.furthest
+)
 union all
 select stream, prediction_id, 'no dead letter', 'an outcome after the horizon' from claims
 where late = 'dead_letter' and not in_time and late_letters = 0 and orphan_letters = 0 and observed_at <= forgotten_at
+union all
+select stream, prediction_id, 'no dead letter', 'an outcome without prediction' from claims
+where predicted_came_at is null and orphan_letters = 0 and orphaned_at < nearest_of_all
 union all
 select stream, prediction_id, 'wrong dead letter', 'late, and it was not' from claims
 where late_letters > 0 and (late <> 'dead_letter' or in_time is distinct from false)

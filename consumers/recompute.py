@@ -4,6 +4,7 @@ It shares nothing with `streams/join.py` but the contracts' text. It works on te
 
     terms, translations, homes   the contracts, and the right partition of ids that were written to several
     accepted_predictions, accepted_outcomes   the rows of the lake without those that the join refused
+    joinable_outcomes   the outcomes by prediction: those that name an entity under the predictions they belong to
     scoped_predictions, scoped_outcomes, scoped_ground_truth_history   of these, the ones to look at
     captured      every prediction record: first, duplicate, conflicting, forwarded, too_old or reused
     evidence      every distinct outcome of those predictions, with whether it counts
@@ -70,9 +71,17 @@ def recompute(lake: Lake, contracts: Mapping[str, Contract], names: TopicNames, 
         """,
         [scope.stream, scope.stream, scope.since, scope.until],
     )
-    for table in ("accepted_predictions", "accepted_outcomes", "ground_truth_history"):
-        scoped = f"scoped_{table.removeprefix('accepted_')}"
-        lake.rows(f"create or replace temp view {scoped} as from {table} where {scope.condition}")
+    outcomes = "accepted_outcomes"
+    if any(contract.join is not None for contract in contracts.values()):
+        lake.rows(queries.JOINABLE_OUTCOMES, [names.predictions])
+        outcomes = "joinable_outcomes"
+    scoped = {
+        "predictions": "accepted_predictions",
+        "outcomes": outcomes,
+        "ground_truth_history": "ground_truth_history",
+    }
+    for name, table in scoped.items():
+        lake.rows(f"create or replace temp view scoped_{name} as from {table} where {scope.condition}")
     _find_homes(lake, names)
     lake.rows(queries.CAPTURED, [names.predictions, scope.since, scope.until])
     lake.rows(queries.PASSAGE)
@@ -107,6 +116,7 @@ def _terms(contracts: Mapping[str, Contract]) -> pa.Table:
             "remember_us": c.remember_us,
             "disorder_us": c.disorder_us,
             "late": c.late,
+            "join_to": c.join.to if c.join else None,
             "expired_label": None if c.on_expiry == CENSORED else c.on_expiry,
             "field": c.label.field,
             "field_type": c.outcome.values[c.label.field].type if c.label.field else None,
@@ -122,7 +132,7 @@ def _terms(contracts: Mapping[str, Contract]) -> pa.Table:
         }
         for name, c in contracts.items()
     ]
-    texts = ("stream", "late", "expired_label", "field", "field_type", "take")
+    texts = ("stream", "late", "join_to", "expired_label", "field", "field_type", "take")
     types = {
         **{name: pa.string() for name in texts},
         **{name: pa.int64() for name in ("horizon_us", "remember_us", "disorder_us", "complete_when")},
@@ -150,20 +160,20 @@ def _translations(contracts: Mapping[str, Contract]) -> pa.Table:
 
 
 def _find_homes(lake: Lake, names: TopicNames) -> None:
-    """Ids that were written to several partitions (a producer with another partitioner; the join forwards those)."""
+    """Keys that were written to several partitions (a producer with another partitioner; the join forwards those)."""
     strays = lake.rows(
         """
-        select prediction_id from (
-            select prediction_id, partition from scoped_predictions
-            union all select prediction_id, partition from scoped_outcomes
-        ) group by prediction_id having min(partition) <> max(partition)
+        select "key" from (
+            select coalesce(entity, prediction_id) as "key", partition from scoped_predictions
+            union all select coalesce(entity, prediction_id), partition from scoped_outcomes
+        ) group by "key" having min(partition) <> max(partition)
         """
     )
     partitions = lake.rows("select count(*) as n from offsets where topic = ?", [names.predictions])[0]["n"]
     homes = pa.table(
         {
-            "prediction_id": pa.array([row["prediction_id"] for row in strays], pa.string()),
-            "home": pa.array([partition_of(row["prediction_id"].encode(), partitions) for row in strays], pa.int32()),
+            "key": pa.array([row["key"] for row in strays], pa.string()),
+            "home": pa.array([partition_of(row["key"].encode(), partitions) for row in strays], pa.int32()),
         }
     )
     with lake.with_tables({"found": homes}):

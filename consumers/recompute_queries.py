@@ -8,6 +8,31 @@ where topic = ? and reason in
     ('unknown_stream', 'unsupported_version', 'invalid_inputs', 'invalid_values', 'time_out_of_range')
 """
 
+# Outcomes by the prediction they belong to. One that names an entity belongs to the latest prediction that was made for
+# the entity before it, within the horizon, or to all of them; one that has none keeps an id that no prediction has.
+JOINABLE_OUTCOMES = """
+create or replace temp table joinable_outcomes as
+with letters as (
+    select "partition", "offset" from lake.dead_letters
+    where topic = ? and reason in ('conflicting_prediction', 'too_old')
+),
+made as (
+    select p.stream, p.entity, p.prediction_id, min(p.predicted_at) as predicted_at
+    from accepted_predictions p anti join letters using ("partition", "offset")
+    where p.entity is not null group by all
+)
+select o.* from accepted_outcomes o where o.entity is null
+union all by name
+select o.* replace (coalesce(m.prediction_id, chr(1) || o.entity) as prediction_id)
+from accepted_outcomes o join terms t using (stream)
+left join made m on m.stream = o.stream and m.entity = o.entity
+    and m.predicted_at <= o.observed_at and o.observed_at <= m.predicted_at + to_microseconds(t.horizon_us)
+where o.entity is not null
+qualify t.join_to = 'all' or row_number() over (
+    partition by o."partition", o."offset" order by m.predicted_at desc nulls last, m.prediction_id desc
+) = 1
+"""
+
 # A record that was forwarded is in the log twice; the copy in its home partition is the one that was joined.
 CAPTURED = """
 create or replace temp table captured as
@@ -17,12 +42,12 @@ with letters as (
 ),
 records as (
     select
-        p.stream, p.prediction_id, p.partition, p."offset", p.arrived_at, p.predicted_at, p.day,
+        p.stream, p.prediction_id, p.entity, p.partition, p."offset", p.arrived_at, p.predicted_at, p.day,
         hash(p.model, p.predicted_at, p.inputs, p.output) as content,
         letters.reason as letter,
         p.partition <> coalesce(h.home, p.partition) as astray
     from scoped_predictions p
-    left join letters using (partition, "offset") left join homes h using (prediction_id)
+    left join letters using (partition, "offset") left join homes h on h."key" = coalesce(p.entity, p.prediction_id)
 ),
 firsts as (
     select stream, prediction_id, min("offset") as "offset", arg_min(content, "offset") as content,
@@ -56,7 +81,7 @@ records as (
         l.reason as letter, l.given_up_at,
         o.partition <> coalesce(h.home, o.partition) as astray
     from scoped_outcomes o
-    left join letters l using (partition, "offset") left join homes h using (prediction_id)
+    left join letters l using (partition, "offset") left join homes h on h."key" = coalesce(o.entity, o.prediction_id)
 ),
 given_up as (
     select stream, prediction_id, observed_at, "values", source, "offset" from (

@@ -32,18 +32,27 @@ def readers(names: TopicNames, contracts: Mapping[str, Contract]) -> dict[str, R
         e = read_prediction(m.value(), m.key(), m.timestamp()[1], contracts)
         if isinstance(e, Tick):
             return "ticks", (e.tick, e.at, *_position(m))
-        payload = (e.stream, e.prediction_id, e.model, e.predicted_at, bytes(e.inputs), bytes(e.output))
+        payload = (e.stream, e.prediction_id, e.model, e.predicted_at, bytes(e.inputs), bytes(e.output), e.entity)
         return "predictions", (*payload, *_position(m))
 
     def outcome(m: Message) -> tuple[str, Row]:
         e = read_outcome(m.value(), m.key(), m.timestamp()[1], contracts)
-        return "outcomes", (e.stream, e.prediction_id, e.observed_at, bytes(e.values), e.source, *_position(m))
+        payload = (e.stream, e.prediction_id, e.observed_at, bytes(e.values), e.source, e.entity)
+        return "outcomes", (*payload, *_position(m))
 
     def ground_truth(m: Message) -> tuple[str, Row]:
         e = decode_ground_truth(_value(m))
         payload = (e.stream, e.prediction_id, e.revision, e.status, e.label, e.model, e.predicted_at, e.observed_at)
         values = None if e.values == NULL else bytes(e.values)
-        return "ground_truth_history", (*payload, bytes(e.inputs), bytes(e.output), values, e.source, *_position(m))
+        return "ground_truth_history", (
+            *payload,
+            bytes(e.inputs),
+            bytes(e.output),
+            values,
+            e.source,
+            e.entity,
+            *_position(m),
+        )
 
     def dead_letter(m: Message) -> tuple[str, Row]:
         e = decode_dead_letter(_value(m))

@@ -26,6 +26,7 @@ class Said(msgspec.Struct, frozen=True, array_like=True, gc=False):
     model: str
     inputs: bytes
     output: bytes
+    entity: str | None = None
 
 
 class Waiting(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -106,7 +107,7 @@ def apply_prediction(
     entry: Entry | None, contract: Contract, event: Prediction, at: int, offset: int, record: bytes, watermark: int
 ) -> Step:
     """A prediction made `at` came. The first one with its id counts; outcomes that wait for it are joined at once."""
-    said = Said(at, event.model, bytes(event.inputs), bytes(event.output))
+    said = Said(at, event.model, bytes(event.inputs), bytes(event.output), event.entity)
     if entry is not None and entry.said is not None:
         if entry.said == said:
             return Step(entry, dropped=("duplicate_prediction",))
@@ -119,7 +120,7 @@ def apply_prediction(
         return Step(Entry(said))
     counting = [w.seen for w in entry.waiting if _counts(contract, said, w.seen)]
     late = [w for w in entry.waiting if not _counts(contract, said, w.seen)]
-    joined = Entry(said, known=tuple(_digest(w.seen) for w in late))
+    joined = Entry(said, known=tuple(digest(w.seen) for w in late))
     if counting:
         joined = _count(joined, contract, *counting)
     return Step(
@@ -130,17 +131,21 @@ def apply_prediction(
     )
 
 
-def apply_outcome(entry: Entry | None, contract: Contract, event: Outcome, at: int, offset: int, record: bytes) -> Step:
-    """An outcome observed `at` came: it is a revision, waits for its prediction, or is too late to count."""
+def seen_of(contract: Contract, event: Outcome, at: int) -> Seen:
+    """The content of an outcome observed `at`, and what it says."""
     values = bytes(event.values)
-    seen = Seen(at, values, event.source, contract.says(values))
+    return Seen(at, values, event.source, contract.says(values))
+
+
+def apply_outcome(entry: Entry | None, contract: Contract, seen: Seen, offset: int, record: bytes) -> Step:
+    """An outcome came: it is a revision, waits for its prediction, or is too late to count."""
     entry = Entry() if entry is None else entry
     if _is_known(entry, seen):
         return Step(entry, dropped=("duplicate_outcome",))
     if entry.said is None:
         return Step(Entry(waiting=(*entry.waiting, Waiting(seen, offset, record))))
     if not _counts(contract, entry.said, seen):
-        ignored = msgspec.structs.replace(entry, known=(*entry.known, _digest(seen)))
+        ignored = msgspec.structs.replace(entry, known=(*entry.known, digest(seen)))
         if contract.late == "dead_letter":
             return Step(ignored, letters=(_late_letter(contract, Waiting(seen, offset, record)),))
         return Step(ignored, dropped=("late_outcome",))
@@ -157,7 +162,8 @@ def on_time(entry: Entry, contract: Contract, watermark: int) -> Step:
         orphans = [w for w in entry.waiting if _orphaned_after(contract, w) < watermark]
         rest = tuple(w for w in entry.waiting if _orphaned_after(contract, w) >= watermark)
         left = Entry(waiting=rest) if rest else None
-        return Step(left if orphans else entry, letters=tuple(_orphan_letter(w) for w in orphans))
+        letters = tuple(orphan_letter(w, "no prediction with its id came") for w in orphans)
+        return Step(left if orphans else entry, letters=letters)
     said, row = entry.said, None
     if is_pending(entry, contract) and deadline(contract, said) <= watermark:
         # Its revision is 0 also where outcomes count, but too few for a label: those to come will make a higher one.
@@ -196,6 +202,7 @@ def ground_truth(row: Row, contract: Contract, prediction_id: str) -> bytes:
         output=said.output,
         values=b"null" if outcome is None else outcome.values,
         source=None if outcome is None else outcome.source,
+        entity=said.entity,
     )
 
 
@@ -244,7 +251,7 @@ def _count(entry: Entry, contract: Contract, *new: Seen) -> Entry:
     outcomes = entry.kept + new
     kept, known = keep(contract.label, outcomes), entry.known
     if len(kept) < len(outcomes):
-        known += tuple(_digest(seen) for seen in outcomes if seen not in kept)
+        known += tuple(digest(seen) for seen in outcomes if seen not in kept)
     return Entry(entry.said, kept, entry.revision + len(new), entry.expired, known)
 
 
@@ -255,7 +262,7 @@ def _is_known(entry: Entry, seen: Seen) -> bool:
     for waiting in entry.waiting:
         if is_same(seen, waiting.seen):
             return True
-    return len(entry.known) > 0 and _digest(seen) in entry.known
+    return len(entry.known) > 0 and digest(seen) in entry.known
 
 
 def _labeled(entry: Entry, said: Said, contract: Contract) -> Row | None:
@@ -263,7 +270,7 @@ def _labeled(entry: Entry, said: Said, contract: Contract) -> Row | None:
     return None if decided is None else Row(said, entry.revision, decided.label, decided.outcome)
 
 
-def _digest(seen: Seen) -> bytes:
+def digest(seen: Seen) -> bytes:
     """Eight bytes that tell the few outcomes of one prediction apart."""
     content = b"%d %d %b%b" % (seen.observed_at, len(seen.values), seen.values, seen.source.encode())
     return blake2b(content, digest_size=8).digest()
@@ -274,6 +281,7 @@ def _late_letter(contract: Contract, outcome: Waiting) -> Letter:
     return Letter("late", detail, "outcomes", outcome.offset, outcome.record)
 
 
-def _orphan_letter(outcome: Waiting) -> Letter:
-    detail = f"observed at {instant(outcome.seen.observed_at).isoformat()}; no prediction with its id came"
+def orphan_letter(outcome: Waiting, why: str) -> Letter:
+    """The dead letter of an outcome that belongs to no prediction."""
+    detail = f"observed at {instant(outcome.seen.observed_at).isoformat()}; {why}"
     return Letter("orphan", detail, "outcomes", outcome.offset, outcome.record)

@@ -49,7 +49,7 @@ from streams import telemetry
 from streams.join import Entry
 from streams.partition import Arrival, Arrivals, Drained, Partition, Turn
 from streams.recovery import changelog_bounds, check_changelog, is_current, recover, stands_on
-from streams.state import State, StateBroken, entry_key
+from streams.state import State, StateBroken, entity_key, entry_key
 
 log = logging.getLogger(__name__)
 
@@ -271,6 +271,10 @@ class _Session:
                     continue
                 if isinstance(event, Tick):
                     came.ticks.append(event)
+                    continue
+                if event.prediction_id is None:
+                    entity = entity_key(event.stream, event.entity or "")
+                    came.claims.append(Arrival(entity, key or b"", offset, event, at, value or b""))
                     continue
                 entry = entry_key(event.stream, event.prediction_id)
                 into.append(Arrival(entry, key or b"", offset, event, at, value or b""))

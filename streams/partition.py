@@ -9,16 +9,22 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import msgspec
 
 from accrual.contract import Contract
 from accrual.events import DeadLetter, Outcome, Prediction, Tick, instant, microseconds
 from accrual.kafka import TopicNames
+from streams import entity as by_entity
+from streams.entity import Entity, Made
 from streams.join import (
     Entry,
+    Letter,
     Progress,
+    Row,
     Step,
+    Waiting,
     advance,
     apply_outcome,
     apply_prediction,
@@ -27,20 +33,22 @@ from streams.join import (
     is_pending,
     on_time,
     pack,
+    seen_of,
 )
 from streams.routing import partitions_of
-from streams.state import Record, State, Timer, entry_key, progress_key, split_entry_key
+from streams.state import Record, State, Timer, entity_key, entity_timers, entry_key, progress_key, split_entry_key
 
 TIMERS_PER_TURN = 20_000
 LOOKED_AT = 1_000  # timers, for the oldest pending prediction
 
 Entries = dict[bytes, Entry | None]
+Entities = dict[bytes, Entity | None]
 
 
 class Arrival(msgspec.Struct, frozen=True, gc=False):
     """A valid event with its place in its topic and its original bytes.
 
-    `key` is its entry's, `id_` the record's; `at` is the event's time in microseconds.
+    `key` is its entry's (of a claim its entity's), `id_` the record's; `at` is the event's time in microseconds.
     """
 
     key: bytes
@@ -53,14 +61,18 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(slots=True)
 class Arrivals:
-    """The valid events of one batch and partition, of each topic in the order of their offsets; and the ticks."""
+    """The valid events of one batch and partition, of each topic in the order of their offsets; and the ticks.
+
+    `claims` are outcomes that name an entity; `outcomes` those that name their prediction.
+    """
 
     predictions: list[Arrival] = field(default_factory=list)
     outcomes: list[Arrival] = field(default_factory=list)
+    claims: list[Arrival] = field(default_factory=list)
     ticks: list[Tick] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.predictions or self.outcomes or self.ticks)
+        return bool(self.predictions or self.outcomes or self.claims or self.ticks)
 
 
 class Drained(msgspec.Struct, frozen=True):
@@ -107,6 +119,7 @@ class Partition:
         self._partitions = partitions
         self._contracts = contracts
         self._topics = topics
+        self._joins_entities = any(contract.join is not None for contract in contracts.values())
         self._heard: dict[str, float] = {}  # when each stream was last heard of, by the caller's clock
 
     def turn(self, arrivals: Arrivals, drained: Drained, now: float) -> Turn:
@@ -115,16 +128,22 @@ class Partition:
         both = [*arrivals.predictions, *arrivals.outcomes]
         before = self.state.entries({arrival.key for arrival in both})
         entries = dict(before)
-        strays = self._find_strays(before, both)
+        known = self._entities_of(arrivals) if self._joins_entities else {}
+        entities = dict(known)
+        strays = self._find_strays({**before, **known}, [*both, *arrivals.claims])
         # Predictions go before outcomes of the same batch: fewer must wait.
         times = {}
         for topic, some in (("predictions", arrivals.predictions), ("outcomes", arrivals.outcomes)):
-            times[topic] = self._join(turn, entries, some, strays)
-        turn.counts["labeled"] += len(turn.rows)
+            times[topic] = self._join(turn, entries, entities, some, strays)
+        times["outcomes"] |= self._keep_claims(turn, entities, arrivals.claims, strays)
         self._add_ticks(times, arrivals.ticks)
         progress = self._advance(turn, times, drained)
         if drained.predictions and drained.outcomes:
             turn.ticks = self._tick(progress, times, now)
+        if self._joins_entities:
+            self._settle_claims(turn, known, entities, before, entries, progress)
+            self._remember_entities(turn, known, entities)
+        turn.counts["labeled"] += len(turn.rows)
         self._fire(turn, before, entries, progress)
         self._remember(turn, before, entries)
         if arrivals or turn.fired:
@@ -154,16 +173,29 @@ class Partition:
             return min(moments, default=None)
         return last - contract.horizon_us
 
-    def _find_strays(self, before: Entries, arrivals: Sequence[Arrival]) -> dict[bytes, int]:
+    def _entities_of(self, arrivals: Arrivals) -> Entities:
+        """What is known of the entities of a batch."""
+        keys = {claim.key for claim in arrivals.claims}
+        for arrival in arrivals.predictions:
+            if arrival.event.entity is not None:
+                keys.add(entity_key(arrival.event.stream, arrival.event.entity))
+        return self.state.entities(keys)
+
+    def _find_strays(self, before: Mapping[bytes, object], arrivals: Sequence[Arrival]) -> dict[bytes, int]:
         """Keys of which nothing is known here and that belong elsewhere, with the number of their home partition."""
         new = {arrival.key: arrival.id_ for arrival in arrivals if before[arrival.key] is None}
         homes = partitions_of([*new.values()], self._partitions)
         return {key: home for key, home in zip(new, homes, strict=True) if home != self._number}
 
     def _join(
-        self, turn: Turn, entries: Entries, arrivals: Sequence[Arrival], strays: Mapping[bytes, int]
+        self,
+        turn: Turn,
+        entries: Entries,
+        entities: Entities,
+        arrivals: Sequence[Arrival],
+        strays: Mapping[bytes, int],
     ) -> defaultdict[str, list[int]]:
-        """Apply the events of one topic; returns their times by stream."""
+        """Apply the events of one topic that name their prediction; returns their times by stream."""
         times: defaultdict[str, list[int]] = defaultdict(list)
         watermarks = {stream: reached.watermark for stream, reached in self.state.progress.items()}
         for arrival in arrivals:
@@ -176,22 +208,41 @@ class Partition:
             if isinstance(event, Prediction):
                 watermark = watermarks.get(stream, 0)
                 step = apply_prediction(before, contract, event, at, arrival.offset, arrival.record, watermark)
+                if contract.join is not None and before is None and step.entry is not None:
+                    step = _enter(entities, contract, event, arrival, step)
                 first = step.row is not None
                 if step.entry is not before and not first:
                     turn.pending[stream] += 1
             else:
-                step = apply_outcome(before, contract, event, at, arrival.offset, arrival.record)
+                step = apply_outcome(before, contract, seen_of(contract, event, at), arrival.offset, arrival.record)
                 first = step.row is not None and before is not None and is_pending(before, contract)
                 if first:
                     turn.pending[stream] -= 1
             entries[key] = step.entry
             if step.row is not None:
-                turn.rows.append((arrival.id_, ground_truth(step.row, contract, event.prediction_id)))
-                if first and step.row.outcome is not None:
-                    turn.delays[stream].append(step.row.outcome.observed_at - step.row.said.predicted_at)
+                _emit(turn, contract, event.prediction_id or "", step.row, first)
             if step.dropped or step.letters:
-                self._set_aside(turn, step, event.prediction_id, stream)
+                self._set_aside(turn, step, stream, event.prediction_id, arrival.id_)
             times[stream].append(at)
+        return times
+
+    def _keep_claims(
+        self, turn: Turn, entities: Entities, claims: Sequence[Arrival], strays: Mapping[bytes, int]
+    ) -> defaultdict[str, list[int]]:
+        """Outcomes that name an entity wait until it is known whose they are; returns their times by stream."""
+        times: defaultdict[str, list[int]] = defaultdict(list)
+        for claim in claims:
+            if claim.key in strays:
+                turn.strays.append((strays[claim.key], claim))
+                continue
+            event = cast(Outcome, claim.event)
+            seen = seen_of(self._contracts[event.stream], event, claim.at)
+            with_it = by_entity.add_outcome(entities[claim.key], Waiting(seen, claim.offset, claim.record))
+            if with_it is None:
+                turn.counts["duplicate_outcome"] += 1
+            else:
+                entities[claim.key] = with_it
+            times[event.stream].append(claim.at)
         return times
 
     def _add_ticks(self, times: Mapping[str, defaultdict[str, list[int]]], ticks: Sequence[Tick]) -> None:
@@ -236,6 +287,67 @@ class Partition:
             if stream in self._contracts
         }
 
+    def _settle_claims(
+        self,
+        turn: Turn,
+        known: Entities,
+        entities: Entities,
+        before: Entries,
+        entries: Entries,
+        progress: Mapping[str, Progress],
+    ) -> None:
+        """Outcomes that a watermark has passed go to their predictions; what has none is an orphan."""
+        for stream, now in progress.items():
+            contract, timers = self._contracts[stream], entity_timers(stream)
+            if contract.join is None:
+                continue
+            found = self.state.due(timers, now.watermark, TIMERS_PER_TURN)
+            turn.fired += found.keys
+            turn.timers += found.later
+            turn.more_due |= len(found.ids) >= TIMERS_PER_TURN
+            names = {entity_key(stream, name): name for name in found.ids}
+            others = self.state.entities(names.keys() - entities.keys())
+            known.update(others)
+            entities.update(others)
+            claims: list[by_entity.Claim] = []
+            for key, name in names.items():
+                entity = entities[key]
+                if entity is None:
+                    continue  # it was forgotten, and this timer is a leftover
+                passed = by_entity.on_time(entity, contract, now.watermark)
+                entities[key] = passed.entity
+                claims += passed.claims
+                self._set_aside(turn, Step(None, letters=passed.orphans), stream, None, name.encode())
+                if passed.entity is not None:
+                    turn.timers.append((timers, by_entity.due(passed.entity, contract), name))
+            more = self.state.entries({entry_key(stream, claim.prediction_id) for claim in claims} - entries.keys())
+            before.update(more)
+            entries.update(more)
+            for claim in claims:
+                key = entry_key(stream, claim.prediction_id)
+                entry, outcome = entries[key], claim.outcome
+                step = apply_outcome(entry, contract, outcome.seen, outcome.offset, outcome.record)
+                entries[key] = step.entry
+                if step.row is not None:
+                    first = entry is not None and is_pending(entry, contract)
+                    turn.pending[stream] -= first
+                    _emit(turn, contract, claim.prediction_id, step.row, first)
+
+    def _remember_entities(self, turn: Turn, known: Entities, entities: Entities) -> None:
+        """The same for entities as `_remember` does for entries."""
+        for key, entity in entities.items():
+            old = known[key]
+            if entity == old:
+                continue
+            turn.records.append((key, None if entity is None else pack(entity)))
+            if entity is not None:
+                stream, name = split_entry_key(key)
+                contract, timers = self._contracts[stream], entity_timers(stream)
+                when = by_entity.due(entity, contract)
+                turn.soonest[timers] = min(when, turn.soonest.get(timers, when))
+                if old is not None and when < by_entity.due(old, contract):
+                    turn.timers.append((timers, when, name))
+
     def _fire(self, turn: Turn, before: Entries, entries: Entries, progress: Mapping[str, Progress]) -> None:
         """Let the watermarks do their work: entries whose timers are due, as far as one turn may go."""
         for stream, now in progress.items():
@@ -258,7 +370,7 @@ class Partition:
                     turn.rows.append((prediction_id.encode(), ground_truth(step.row, contract, prediction_id)))
                     turn.counts["expired"] += 1
                     turn.pending[stream] -= 1
-                self._set_aside(turn, step, prediction_id, stream)
+                self._set_aside(turn, step, stream, prediction_id, prediction_id.encode())
                 if step.entry is not None:
                     turn.timers.append((stream, due(step.entry, contract), prediction_id))
 
@@ -280,8 +392,8 @@ class Partition:
                 if when < due(old, contract):
                     timers.append((stream, when, prediction_id))
 
-    def _set_aside(self, turn: Turn, step: Step, prediction_id: str, stream: str) -> None:
-        """Count what was dropped, and keep what is a dead letter."""
+    def _set_aside(self, turn: Turn, step: Step, stream: str, prediction_id: str | None, key: bytes) -> None:
+        """Count what was dropped, and keep what is a dead letter; `key` is the record's."""
         for dropped in step.dropped:
             turn.counts[dropped] += 1
         for letter in step.letters:
@@ -292,9 +404,26 @@ class Partition:
                     topic=getattr(self._topics, letter.topic),
                     partition=self._number,
                     offset=letter.offset,
-                    key=prediction_id.encode(),
+                    key=key,
                     value=letter.record,
                     stream=stream,
                     prediction_id=prediction_id,
                 )
             )
+
+
+def _enter(entities: Entities, contract: Contract, event: Prediction, arrival: Arrival, step: Step) -> Step:
+    """A new prediction of an entity: its step, unless an outcome that would be its own was given away before."""
+    key, made = entity_key(event.stream, event.entity or ""), Made(arrival.at, event.prediction_id)
+    if by_entity.is_refused(entities[key], contract, made):
+        detail = f"made at {instant(made.predicted_at).isoformat()}; an outcome after it was given to another before"
+        return Step(None, letters=(Letter("too_old", detail, "predictions", arrival.offset, arrival.record),))
+    entities[key] = by_entity.add_prediction(entities[key], made)
+    return step
+
+
+def _emit(turn: Turn, contract: Contract, prediction_id: str, row: Row, first: bool) -> None:
+    """A labeled row; if it is the prediction's `first`, it counts for the delay of labels."""
+    turn.rows.append((prediction_id.encode(), ground_truth(row, contract, prediction_id)))
+    if first and row.outcome is not None:
+        turn.delays[contract.stream].append(row.outcome.observed_at - row.said.predicted_at)

@@ -13,6 +13,7 @@ keys that a later record replaces, and replaying from there makes it current.
 Keys, in the database and (but for timers and the cache's own record) in the changelog:
 
     e <stream> / <prediction_id>            → Entry
+    k <stream> / <entity>                   → Entity
     p <stream>                              → Progress
     t <stream> NUL <due, 8 bytes> <flush>   → when `on_time` has something to do for some ids, none before `due`;
                                               may be early, never late
@@ -26,21 +27,23 @@ import shutil
 import time
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import msgspec
 from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, WriteBatch, WriteOptions
 
 from accrual.contract import Contract
 from accrual.errors import Transient
+from streams import entity as by_entity
+from streams.entity import Entity, unpack_entity
 from streams.join import Entry, Progress, due, pack, unpack_entry, unpack_progress
 
 log = logging.getLogger(__name__)
 
-ENTRY, PROGRESS, TIMER, CACHE = b"e", b"p", b"t", b"cache"
+ENTRY, ENTITY, PROGRESS, TIMER, CACHE = b"e", b"k", b"p", b"t", b"cache"
 MAX_AGE_S = 12 * 3600  # compaction drops a tombstone after delete.retention.ms (24 h): an older cache may miss one
 YOUNGER_KEYS = 50_000  # a generation's, unless told otherwise: about 25 MB
 CHUNK_IDS = 512  # of one timer
@@ -48,7 +51,8 @@ _FLUSH_AFTER_S = 300.0
 _LAST = 2**63 - 1
 
 Record = tuple[bytes, bytes | None]
-Timer = tuple[str, int, str]  # stream, due, prediction id
+Timer = tuple[str, int, str]  # stream, due, prediction id; of an entity: `entity_timers`, due, entity
+Known = TypeVar("Known", Entry, Entity)
 
 
 class StateBroken(Transient):
@@ -94,13 +98,23 @@ def entry_key(stream: str, prediction_id: str) -> bytes:
     return f"e{stream}/{prediction_id}".encode()
 
 
+def entity_key(stream: str, name: str) -> bytes:
+    """The key of what is known of an entity."""
+    return f"k{stream}/{name}".encode()
+
+
+def entity_timers(stream: str) -> str:
+    """Under which name an entity's timers are set: apart from those of predictions."""
+    return f"{stream}#"
+
+
 def progress_key(stream: str) -> bytes:
     """The key of a stream's progress in this partition."""
     return f"p{stream}".encode()
 
 
 def split_entry_key(key: bytes) -> tuple[str, str]:
-    """Stream and prediction id of an entry's key."""
+    """Stream and prediction id of an entry's key, or stream and entity of an entity's."""
     stream, _, prediction_id = key[1:].decode().partition("/")
     return stream, prediction_id
 
@@ -135,7 +149,9 @@ class State:
         self._contracts = contracts
         self._topic_id = topic_id
         self._timing = str(
-            sorted((s, c.horizon_us, c.disorder_us, c.remember_us, str(c.label)) for s, c in contracts.items())
+            sorted(
+                (s, c.horizon_us, c.disorder_us, c.remember_us, str(c.label), str(c.join)) for s, c in contracts.items()
+            )
         )
         self.younger_keys = younger_keys
         self._unlogged = WriteOptions()
@@ -155,20 +171,28 @@ class State:
 
     def entries(self, keys: Collection[bytes]) -> dict[bytes, Entry | None]:
         """The entries of these keys."""
+        return self._look_up(keys, unpack_entry)
+
+    def entities(self, keys: Collection[bytes]) -> dict[bytes, Entity | None]:
+        """What is known of the entities of these keys."""
+        return self._look_up(keys, unpack_entity)
+
+    def _look_up(self, keys: Collection[bytes], unpack: Callable[[bytes], Known]) -> dict[bytes, Known | None]:
         younger, older = self._younger.records, self._older.records
-        elsewhere = sorted([key for key in keys if key not in younger and key not in older])  # neighbours share blocks
-        found: dict[bytes, Entry | None] = dict.fromkeys(elsewhere)
+        # In order: neighbours share blocks.
+        elsewhere: list[bytes] = sorted([key for key in keys if key not in younger and key not in older])
+        found: dict[bytes, Known | None] = dict.fromkeys(elsewhere)
         with self._engine():
             values = cast(list[bytes | None], self._db.get([*elsewhere]) if elsewhere else [])
         for key, value in zip(elsewhere, values, strict=True):
             if value is not None:
-                found[key] = unpack_entry(value)
+                found[key] = unpack(value)
                 self._timed.add(key)
         if len(elsewhere) < len(keys):
             for key in keys:
                 if key not in found:
                     value = younger[key] if key in younger else older[key]
-                    found[key] = None if value is None else unpack_entry(value)
+                    found[key] = None if value is None else unpack(value)
         return found
 
     def due(self, stream: str, watermark: int, limit: int) -> Due:
@@ -228,7 +252,7 @@ class State:
             self._soonest[stream] = min(when, self._soonest.get(stream, _LAST))
         for stream, when, prediction_id in timers:
             self._soonest[stream] = min(when, self._soonest.get(stream, _LAST))
-            self._timed.add(entry_key(stream, prediction_id))
+            self._timed.add(_timed_key(stream, prediction_id))
         for key, value in records:
             if value is None:
                 self._timed.discard(key)  # an entry that comes anew may be due before the timer of the one that is gone
@@ -285,11 +309,15 @@ class State:
                 batch.delete(key)
                 continue
             batch.put(key, value)
-            if key not in self._timed and key.startswith(ENTRY):
-                stream, prediction_id = split_entry_key(key)
+            if key not in self._timed and key.startswith((ENTRY, ENTITY)):
+                stream, name = split_entry_key(key)
                 contract = self._contracts.get(stream)
-                if contract is not None:
-                    new.append((stream, due(unpack_entry(value), contract), prediction_id))
+                if contract is None:
+                    continue
+                if key.startswith(ENTRY):
+                    new.append((stream, due(unpack_entry(value), contract), name))
+                else:
+                    new.append((entity_timers(stream), by_entity.due(unpack_entity(value), contract), name))
         for key, chunk in _chunks([*new, *self._timers], self._flushes):
             batch.put(key, chunk)
         position = Position(self._topic_id, self._timing, self._older.offset, self._older.sealed_at, self._flushes)
@@ -356,6 +384,11 @@ def _chunks(timers: list[Timer], flush: int) -> Iterator[tuple[bytes, bytes]]:
             chunk = some[first : first + CHUNK_IDS]
             key = _timer_prefix(stream) + _sortable(chunk[0][0]) + flush.to_bytes(8, "big") + number.to_bytes(4, "big")
             yield key, pack(chunk)
+
+
+def _timed_key(stream: str, name: str) -> bytes:
+    """The key of what a timer is for."""
+    return entity_key(stream[:-1], name) if stream.endswith("#") else entry_key(stream, name)
 
 
 def _timer_prefix(stream: str) -> bytes:

@@ -113,11 +113,11 @@ def test_without_a_broker_the_oldest_are_kept_and_each_refused_event_is_surfaced
     ids = [unreachable.predict(QUESTION, SAID, model="m@1", prediction_id=f"p{n}") for n in range(5)]
     assert ids == ["p0", "p1", "p2", "p3", "p4"]
     assert (unreachable.buffered, unreachable.dropped, unreachable.failed) == (3, 2, 0)
-    assert [e.prediction_id for e in lost] == ["p3", "p4"]
+    assert [e.key for e in lost] == ["p3", "p4"]
     assert isinstance(lost[0].error, BufferFull) and b'"prediction_id":"p3"' in lost[0].value
     unreachable.close(timeout=0.1)
     assert (unreachable.buffered, unreachable.dropped, unreachable.failed) == (0, 2, 3)
-    assert sorted(e.prediction_id for e in lost) == ["p0", "p1", "p2", "p3", "p4"]
+    assert sorted(e.key for e in lost) == ["p0", "p1", "p2", "p3", "p4"]
 
 
 def test_a_full_buffer_raises_for_who_asks_for_it() -> None:

@@ -19,7 +19,7 @@ from accrual.kafka import TopicNames
 from accrual.lake import Move, WritableLake
 from consumers.recompute import Scope, recompute
 from consumers.rows import arrow_tables, readers
-from streams.join import Entry, apply_outcome, apply_prediction
+from streams.join import Entry, apply_outcome, apply_prediction, seen_of
 from tests.consumers.conftest import START, Record
 
 NAMES = TopicNames("t")
@@ -113,7 +113,7 @@ def test_python_and_sql_agree_on_the_label_of_many_outcomes(lake: WritableLake, 
                 except Rejected:
                     continue
                 send(NAMES.outcomes, o)
-                step = apply_outcome(entry, rule, o, microseconds(o.observed_at), 0, b"")
+                step = apply_outcome(entry, rule, seen_of(rule, o, microseconds(o.observed_at)), 0, b"")
                 entry, row = step.entry, step.row or row
             expected[p.prediction_id] = (
                 (row.revision, row.label, instant(seen.observed_at), seen.values.decode(), seen.source)

@@ -27,6 +27,7 @@ from streams.join import (
     ground_truth,
     on_time,
     pack,
+    seen_of,
     unpack_entry,
 )
 
@@ -101,7 +102,9 @@ class Run:
                 before, self.contract, event, microseconds(event.predicted_at), 0, encode(event), self.watermark
             )
         elif isinstance(event, Outcome):
-            step = apply_outcome(before, self.contract, event, microseconds(event.observed_at), 0, encode(event))
+            step = apply_outcome(
+                before, self.contract, seen_of(self.contract, event, microseconds(event.observed_at)), 0, encode(event)
+            )
         else:
             self.watermark = max(self.watermark, event)
             step = Step(before) if before is None else on_time(before, self.contract, self.watermark)

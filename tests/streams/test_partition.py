@@ -13,11 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accrual.contract import Contract
-from accrual.events import GroundTruth, Outcome, Prediction, Tick, decode_ground_truth, encode, instant, microseconds
+from accrual.events import (
+    DeadLetter,
+    GroundTruth,
+    Outcome,
+    Prediction,
+    Tick,
+    decode_ground_truth,
+    encode,
+    instant,
+    microseconds,
+)
 from accrual.kafka import TopicNames, partition_of
-from streams.join import Entry, apply_outcome, apply_prediction, ground_truth, is_pending
+from streams.join import Entry, apply_outcome, apply_prediction, ground_truth, is_pending, seen_of
 from streams.partition import Arrival, Arrivals, Drained, Partition
-from streams.state import State, entry_key
+from streams.state import State, entity_key, entry_key
 
 HOUR = 3_600_000_000
 START = 490_000 * HOUR
@@ -71,23 +81,26 @@ happenings = st.lists(st.one_of(st.lists(events, max_size=8), st.just("killed"))
 class World:
     """One partition, the changelog it writes, and the rows that are committed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, contract: Contract = CONTRACT) -> None:
         self.rows: list[GroundTruth] = []
+        self.letters: list[DeadLetter] = []
         self.came: list[Prediction | Outcome] = []
         self.partition: Partition
         self._folder = folder
+        self._contracts = {contract.stream: contract}
+        self.log: list[tuple[str, bytes | None, bytes]] = []  # topic, key and value of all that was read and written
         self._changelog: list[tuple[bytes, bytes | None]] = []
-        self._offset = 0
+        self._ends: Counter[str] = Counter()
         self._lives = 0
         self.start()
 
     def start(self) -> None:
         """A worker with an empty disk."""
         self._lives += 1
-        state = State(self._folder / str(self._lives), "topic", CONTRACTS, younger_keys=4)
+        state = State(self._folder / str(self._lives), "topic", self._contracts, younger_keys=4)
         state.save(self._changelog, len(self._changelog), {})
         state.flush()
-        self.partition = Partition(0, 1, state, CONTRACTS, TopicNames("test"))
+        self.partition = Partition(0, 1, state, self._contracts, TopicNames("test"))
 
     def kill(self) -> None:
         """Its disk is lost."""
@@ -99,16 +112,27 @@ class World:
         """Join a batch and commit it."""
         arrivals = Arrivals(ticks=list(ticks))
         for event in batch:
-            some = arrivals.predictions if isinstance(event, Prediction) else arrivals.outcomes
-            id_ = event.prediction_id.encode()
-            moment = event.predicted_at if isinstance(event, Prediction) else event.observed_at
-            key, at = entry_key("toy", event.prediction_id), microseconds(moment)
-            some.append(Arrival(key, id_, self._offset, event, at, encode(event)))
-            self._offset += 1
-        self.came += [arrival.event for arrival in (*arrivals.predictions, *arrivals.outcomes)]
+            topic, some = "outcomes", arrivals.outcomes if event.entity is None else arrivals.claims
+            if isinstance(event, Prediction):
+                topic, some = "predictions", arrivals.predictions
+            at = event.predicted_at if isinstance(event, Prediction) else event.observed_at
+            id_ = (event.entity or event.prediction_id or "").encode()
+            key = (
+                entry_key("toy", event.prediction_id) if event.prediction_id else entity_key("toy", event.entity or "")
+            )
+            some.append(Arrival(key, id_, self._ends[topic], event, microseconds(at), encode(event)))
+            self._ends[topic] += 1
+            self.log.append((topic, id_, encode(event)))
+        for tick in ticks:
+            self._ends["predictions"] += 1
+            self.log.append(("predictions", b"toy", encode(tick)))
+        self.came += [a.event for a in (*arrivals.predictions, *arrivals.outcomes, *arrivals.claims)]
         turn = self.partition.turn(arrivals, ALL_READ, now)
         self._changelog += turn.records
         self.rows += [decode_ground_truth(row) for _, row in turn.rows]
+        self.letters += turn.letters
+        self.log += [("ground_truth", *row) for row in turn.rows]
+        self.log += [("dead_letters", letter.key, encode(letter)) for letter in turn.letters]
         self.partition.stands_at = len(self._changelog)
         self.partition.save(turn)
         return turn.ticks
@@ -131,7 +155,7 @@ def labeled_one_by_one(came: list[Prediction | Outcome]) -> Iterator[GroundTruth
         if isinstance(event, Prediction):
             step = apply_prediction(before, CONTRACT, event, microseconds(event.predicted_at), 0, b"", 0)
         else:
-            step = apply_outcome(before, CONTRACT, event, microseconds(event.observed_at), 0, b"")
+            step = apply_outcome(before, CONTRACT, seen_of(CONTRACT, event, microseconds(event.observed_at)), 0, b"")
         entries[event.prediction_id] = step.entry
         if step.row is not None:
             yield decode_ground_truth(ground_truth(step.row, CONTRACT, event.prediction_id))
