@@ -139,6 +139,7 @@ def main() -> None:
     parser.add_argument("--partitions", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # broker and workers end with the bench
     pauses: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="accrual-bench-") as folder:
         broker = DevelopmentBroker(Path(folder) / "broker")
