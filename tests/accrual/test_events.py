@@ -22,6 +22,8 @@ from accrual.events import (
     decode_dead_letter,
     decode_ground_truth,
     encode,
+    encode_ground_truth,
+    instant,
     microseconds,
     new_prediction_id,
     read_outcome,
@@ -170,6 +172,32 @@ def test_prediction_ids_are_uuid7_in_order_of_making() -> None:
 def test_microseconds_are_exact(moment: datetime) -> None:
     aware = moment.replace(tzinfo=UTC)
     assert datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds(aware)) == aware
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+moments = st.integers(microseconds(datetime(1990, 1, 1, tzinfo=UTC)), microseconds(datetime(2100, 1, 1, tzinfo=UTC)))
+payloads = st.dictionaries(texts, texts, max_size=2).map(encode)
+
+
+rows = st.fixed_dictionaries(
+    {
+        **dict.fromkeys(("prediction_id", "stream", "model"), texts),
+        **dict.fromkeys(("label", "source"), st.none() | texts),
+        **dict.fromkeys(("inputs", "output"), payloads),
+        "revision": st.integers(0, 9),
+        "status": st.sampled_from(["labeled", "expired"]),
+        "predicted_at": moments,
+        "observed_at": st.none() | moments,
+        "values": payloads | st.just(b"null"),
+    }
+)
+
+
+@given(rows)
+def test_ground_truth_of_parts_is_to_the_byte_what_it_is_as_a_whole(fields: dict[str, Any]) -> None:
+    times = {name: us if us is None else instant(us) for name, us in fields.items() if name.endswith("_at")}
+    raw = {name: msgspec.Raw(fields[name]) for name in ("inputs", "output", "values")}
+    assert encode_ground_truth(**fields) == encode(GroundTruth(**(fields | times | raw)))
 
 
 @pytest.mark.parametrize("values", [NULL, msgspec.Raw(b'{"intent":"card_arrival"}')])
