@@ -6,6 +6,7 @@ and the web server.
     /health                  200 while it joins, 503 when it is stuck, waits for the broker, or has stopped
     /metrics                 Prometheus (accrual/metrics.py)
     /pending/{prediction_id} one prediction's life: whether it came, was joined, revised, expired, what it waits for
+                             (?entity=... where the contract has `join`: it says in which partition to look)
 """
 
 from __future__ import annotations
@@ -90,11 +91,12 @@ def join_app(config: Config, contracts: Mapping[str, Contract], join: JoinLoop, 
         return self.bytes(generate_latest(), content_type=CONTENT_TYPE_LATEST.partition(";")[0])
 
     @app.page("/pending/{prediction_id}")
-    async def pending(self: View, _request: Request, prediction_id: str) -> Response:
-        if len(prediction_id) > MAX_ID_LENGTH:
+    async def pending(self: View, request: Request, prediction_id: str) -> Response:
+        key = request.query.get("entity", prediction_id)
+        if max(len(prediction_id), len(key)) > MAX_ID_LENGTH:
             return self.json({"error": f"an id has at most {MAX_ID_LENGTH} characters"}, status=400)
         try:
-            answer = await asyncio.wait_for(asyncio.wrap_future(join.ask(prediction_id)), ANSWER_S)
+            answer = await asyncio.wait_for(asyncio.wrap_future(join.ask(prediction_id, key)), ANSWER_S)
         except TimeoutError:
             return self.json({"error": "the worker is not joining at the moment", **_health(join.status)}, status=503)
         if not answer.entries:
@@ -150,6 +152,7 @@ def _life(contract: Contract, prediction_id: str, entry: Entry) -> dict[str, Any
     return known | {
         "status": "labeled" if decided else "expired" if entry.expired else "pending",
         "model": entry.said.model,
+        "entity": entry.said.entity,
         "predicted_at": _text(entry.said.predicted_at),
         "deadline": _text(ends),
         "outcomes_counting": entry.revision,

@@ -95,7 +95,7 @@ class JoinLoop:
         self.failure: BaseException | None = None
         self.stopping = threading.Event()
         self.stopped = threading.Event()
-        self.questions: queue.SimpleQueue[tuple[str, Future[Answer]]] = queue.SimpleQueue()
+        self.questions: queue.SimpleQueue[tuple[str, str, Future[Answer]]] = queue.SimpleQueue()
         self._config = config
         self._contracts = contracts
         self._worker = worker
@@ -130,10 +130,10 @@ class JoinLoop:
         """End `run` after the turn it is in."""
         self.stopping.set()
 
-    def ask(self, prediction_id: str) -> Future[Answer]:
-        """What is known of a prediction; answered by the loop's thread between two turns."""
+    def ask(self, prediction_id: str, key: str) -> Future[Answer]:
+        """What is known of a prediction whose record has this key; answered by the loop's thread between two turns."""
         future: Future[Answer] = Future()
-        self.questions.put((prediction_id, future))
+        self.questions.put((prediction_id, key, future))
         return future
 
     def report(self, **news: object) -> None:
@@ -432,10 +432,10 @@ class _Session:
     def _answer_questions(self) -> None:
         while True:
             try:
-                prediction_id, future = self._loop.questions.get_nowait()
+                prediction_id, key, future = self._loop.questions.get_nowait()
             except queue.Empty:
                 return
-            number = partition_of(prediction_id.encode(), self._count)
+            number = partition_of(key.encode(), self._count)
             partition = self._partitions.get(number)
             future.set_result(Answer(number, None if partition is None else partition.known(prediction_id)))
 

@@ -182,7 +182,7 @@ payloads = st.dictionaries(texts, texts, max_size=2).map(encode)
 rows = st.fixed_dictionaries(
     {
         **dict.fromkeys(("prediction_id", "stream", "model"), texts),
-        **dict.fromkeys(("label", "source"), st.none() | texts),
+        **dict.fromkeys(("label", "source", "entity"), st.none() | texts),
         **dict.fromkeys(("inputs", "output"), payloads),
         "revision": st.integers(0, 9),
         "status": st.sampled_from(["labeled", "expired"]),
