@@ -67,12 +67,13 @@ ADVICE = {
         "dropped as a duplicate for as long as its prediction is remembered, then an orphan",
     ),
     "too_old": Advice(
-        "send predictions sooner: before their horizon and the contract's `remember` have passed",
+        "send predictions sooner: before their horizon and the contract's `remember` have passed, and with `join`"
+        " within its `disorder`",
         "a dead letter again, unless the contract now remembers longer",
     ),
     "orphan": Advice(
         "find out where its prediction is; once that has come, replay",
-        "joined if its prediction has come, else an orphan again",
+        "joined if its prediction has come, else an orphan again; with `join` dropped as a duplicate",
     ),
 }
 

@@ -55,10 +55,18 @@ def _in_words(contract: Contract) -> str:
         "dead_letter": "a later outcome is a dead letter",
         "count": "a later outcome is kept and changes no label",
     }[contract.late]
+    joined = (
+        ""
+        if contract.join is None
+        else (
+            f"An outcome belongs to {'the latest prediction' if contract.join.to == 'latest' else 'all predictions'}"
+            f" made for its {contract.join.by} before it. "
+        )
+    )
     classes = f"{len(contract.output.classes)} classes" + (" and those to come" if contract.output.open else "")
     return (
         f"Stream '{contract.stream}': {len(contract.inputs)} inputs, {classes}; "
-        f"the label is {_label_in_words(contract.label)}. "
+        f"the label is {_label_in_words(contract.label)}. {joined}"
         f"A prediction without an outcome after {contract.horizon} {expired}; {late}. "
         f"A training cycle every {contract.training.window_rows} labeled rows."
     )

@@ -55,6 +55,7 @@ def test_what_is_no_duration_says_what_is(text: str) -> None:
         ("field: intent", "field: intnt", "label.field", "is not in outcome.values"),
         ("late: revise", "lat: revise", "lat", "correct its spelling"),
         ("late: revise", "late: perhaps", "late", "Invalid enum value"),
+        ("late: revise", "late: revise\njoin: {by: loan_id}", "late", "needs the prediction's id"),
         (
             "on_expiry: censored",
             "on_expiry: nothing",

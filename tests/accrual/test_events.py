@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accrual.contract import load_contracts
+from accrual.contract import Contract, Join, load_contracts
 from accrual.errors import Rejected
 from accrual.events import (
     NULL,
@@ -217,3 +217,44 @@ def test_ground_truth_survives_the_wire_with_and_without_an_outcome(values: msgs
         source=None,
     )
     assert decode_ground_truth(encode(row)) == row
+
+
+BY_LOAN = {
+    name: msgspec.structs.replace(contract, join=Join(by="loan_id"), late="count")
+    for name, contract in CONTRACTS.items()
+    if name == "support-intents"
+}
+
+
+def test_a_stream_joined_by_a_business_key_has_it_as_the_key_of_its_records() -> None:
+    event = read_prediction(prediction(entity="L-1"), b"L-1", NOW_MS, BY_LOAN)
+    assert isinstance(event, Prediction) and (event.entity, event.prediction_id) == ("L-1", "p-1")
+    known = read_outcome(outcome(prediction_id=..., entity="L-1"), b"L-1", NOW_MS, BY_LOAN)
+    assert (known.entity, known.prediction_id) == ("L-1", None)
+
+
+@pytest.mark.parametrize(
+    ("read", "value", "key", "contracts", "detail"),
+    [
+        (read_prediction, prediction(), b"p-1", BY_LOAN, "entity is missing"),
+        (read_prediction, prediction(entity="L-1"), b"p-1", BY_LOAN, "not its entity"),
+        (read_prediction, prediction(entity="L" * 129), b"L" * 129, BY_LOAN, "entity has 129 characters"),
+        (
+            read_prediction,
+            prediction(entity="L-1", prediction_id=""),
+            b"L-1",
+            BY_LOAN,
+            "prediction_id has 0 characters",
+        ),
+        (read_prediction, prediction(entity="L-1"), b"p-1", CONTRACTS, "entity is given"),
+        (read_outcome, outcome(entity="L-1"), b"L-1", BY_LOAN, "prediction_id is given"),
+        (read_outcome, outcome(prediction_id=...), b"p-1", CONTRACTS, "prediction_id is missing"),
+        (read_outcome, outcome(entity="L-1"), b"p-1", CONTRACTS, "entity is given"),
+    ],
+)
+def test_what_a_stream_is_joined_by_must_be_there_and_alone(
+    read: Any, value: bytes, key: bytes, contracts: dict[str, Contract], detail: str
+) -> None:
+    with pytest.raises(Rejected, match=detail) as refused:
+        read(value, key, NOW_MS, contracts)
+    assert refused.value.reason == "invalid_id"
