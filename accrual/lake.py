@@ -269,6 +269,8 @@ def open_lake_for_writing(config: Config) -> WritableLake:
         _open(connection, config, options)
         if not _has_tables(connection):
             _make_tables(lake)
+        lake.rows("set preserve_insertion_order = false")  # a batch then goes to its files as it comes
+        lake.rows("call ducklake_set_option('lake', 'parquet_compression', 'zstd')")
         for name in INLINED:
             lake.rows(
                 f"call ducklake_set_option('lake', 'data_inlining_row_limit', {_ALL_ROWS}, schema => 'main',"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import sys
@@ -48,6 +49,8 @@ def sink(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     progress = Progress()
+    gc.freeze()  # a batch makes half a million objects that die with it: nothing to look for among those of the start
+    gc.set_threshold(1_000_000, 50, 1_000)
     if port is None:
         sink_loop.run(config, contracts, stop, progress)
     else:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from accrual.contract import Contract
 from accrual.errors import Rejected
-from accrual.events import NULL, Tick, decode_dead_letter, decode_ground_truth, read_outcome, read_prediction
+from accrual.events import NULL, Tick, decode_dead_letter, decode_ground_truth, timed_outcome, timed_prediction
 from accrual.kafka import Message, TopicNames
 from accrual.lake_tables import TABLES, TIME
 from accrual.ledger import Run, decode_generation, decode_ledger_entry
@@ -29,30 +29,26 @@ def readers(names: TopicNames, contracts: Mapping[str, Contract]) -> dict[str, R
     """How each topic's records are read. A reader raises Rejected or msgspec.DecodeError, nothing else."""
 
     def prediction(m: Message) -> tuple[str, Row]:
-        e = read_prediction(m.value(), m.key(), m.timestamp()[1], contracts)
+        arrived = m.timestamp()[1]
+        e, at = timed_prediction(m.value(), m.key(), arrived, contracts)
+        place = m.partition(), m.offset(), arrived
         if isinstance(e, Tick):
-            return "ticks", (e.tick, e.at, *_position(m))
-        payload = (e.stream, e.prediction_id, e.model, e.predicted_at, bytes(e.inputs), bytes(e.output), e.entity)
-        return "predictions", (*payload, *_position(m))
+            return "ticks", (e.tick, at, *place)
+        payload = (e.stream, e.prediction_id, e.model, at, bytes(e.inputs), bytes(e.output), e.entity)
+        return "predictions", (*payload, *place)
 
     def outcome(m: Message) -> tuple[str, Row]:
-        e = read_outcome(m.value(), m.key(), m.timestamp()[1], contracts)
-        payload = (e.stream, e.prediction_id, e.observed_at, bytes(e.values), e.source, e.entity)
-        return "outcomes", (*payload, *_position(m))
+        arrived = m.timestamp()[1]
+        e, at = timed_outcome(m.value(), m.key(), arrived, contracts)
+        place = m.partition(), m.offset(), arrived
+        return "outcomes", (e.stream, e.prediction_id, at, bytes(e.values), e.source, e.entity, *place)
 
     def ground_truth(m: Message) -> tuple[str, Row]:
         e = decode_ground_truth(_value(m))
         payload = (e.stream, e.prediction_id, e.revision, e.status, e.label, e.model, e.predicted_at, e.observed_at)
         values = None if e.values == NULL else bytes(e.values)
-        return "ground_truth_history", (
-            *payload,
-            bytes(e.inputs),
-            bytes(e.output),
-            values,
-            e.source,
-            e.entity,
-            *_position(m),
-        )
+        rest = (bytes(e.inputs), bytes(e.output), values, e.source, e.entity)
+        return "ground_truth_history", (*payload, *rest, m.partition(), m.offset(), m.timestamp()[1])
 
     def dead_letter(m: Message) -> tuple[str, Row]:
         e = decode_dead_letter(_value(m))
@@ -135,10 +131,6 @@ def _columns(name: str, rows: list[Row]) -> pa.Table:
         moment = "observed_at" if name == "outcomes" else "predicted_at"
         arrays["day"] = arrays[moment].cast(pa.date32())
     return pa.table([arrays[field.name] for field in schema], schema=schema)
-
-
-def _position(m: Message) -> Row:
-    return m.partition(), m.offset(), m.timestamp()[1]
 
 
 def _value(m: Message) -> bytes:

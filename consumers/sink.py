@@ -1,7 +1,7 @@
 """The sink: Kafka → Arrow → the lake, each record exactly once.
 
     while not stopping:
-        records = read from Kafka until 50,000 records, 16 MB or a second
+        records = read from Kafka until 100,000 records, 32 MB or a second
         tables  = the valid ones as Arrow
         in one lake transaction: append tables; move offsets, if they are still ours and where we think they are
         seal the windows that are complete
@@ -11,7 +11,8 @@ believed dead cannot commit a batch twice. Whatever may heal (broker away, lake 
 the same place: everything is opened anew and reading goes on from the lake's offsets.
 
 With a SQLite catalog it is the lake's one writer. With PostgreSQL any number of sinks share the topic-partitions; the
-one that has the first partition of the predictions seals the windows.
+one that has the first partition of the predictions seals the windows and, when it keeps up
+with what comes, keeps the lake small.
 """
 
 from __future__ import annotations
@@ -29,12 +30,16 @@ from accrual.errors import LakeUnavailable, Transient
 from accrual.kafka import TopicNames
 from accrual.lake import Move, WritableLake, open_lake_for_writing
 from accrual.lake_tables import TABLES
+from consumers.keeper import Keeper
 from consumers.progress import Progress
-from consumers.rows import arrow_tables, readers
+from consumers.rows import Reader, Skipped, arrow_tables, readers
 from consumers.source import Source
 from consumers.typed_views import make_typed_views
 from consumers.windows import Sealer
 
+BATCH_RECORDS = 100_000
+BATCH_BYTES = 32 * 2**20
+BATCH_SECONDS = 1.0
 _LONGEST_PAUSE_S = 15.0
 
 log = logging.getLogger("accrual.sink")
@@ -71,25 +76,57 @@ def _fill(
 ) -> None:
     by_topic = readers(names, contracts)
     sealer = Sealer(lake, contracts, names)
-    first = (names.predictions, 0)
+    keeper = Keeper(lake)
+    first, quiet = (names.predictions, 0), True
     while not stop.is_set():
         if (at := source.at.get(first)) is not None:
             for window in sealer.seal(Move(*first, at, at)):
                 log.info("sealed window %s of %s: %s rows", window["window"], window["stream"], window["rows"])
                 progress.sealed(window["stream"])
+            if quiet:
+                keeper.maintain_if_due()
         progress.turned()
-        records = source.read(stop)
-        if not records:
+        batch = _read_batch(source, by_topic, stop)
+        if batch is None:
+            quiet = True
             continue
         started = time.monotonic()
-        tables, skipped = arrow_tables(records, by_topic)
-        moves, markers = source.moves(records)
-        if markers := [m for m in markers if m["topic"] in (names.predictions, names.outcomes)]:
+        tables, skipped = batch
+        moves = source.moves()
+        if markers := [m for m in source.markers() if m["topic"] in (names.predictions, names.outcomes)]:
             tables["markers"] = pa.Table.from_pylist(markers, TABLES["markers"])
         if not lake.append(tables, moves):
             raise LakeUnavailable("topic-partitions of this sink were claimed or moved by another one")
-        source.moved(moves)
+        source.moved()
+        quiet = sum(move.next - move.expected for move in moves) < BATCH_RECORDS // 2
         progress.committed(tables, skipped, moves, time.monotonic() - started)
         if strange := [record for record in skipped if record.own]:
             log.error("skipped %d records that no part of Accrual writes, such as %s", len(strange), strange[0])
         sealer.look_at(tables)
+
+
+def _read_batch(
+    source: Source, by_topic: Mapping[str, Reader], stop: threading.Event
+) -> tuple[dict[str, pa.Table], list[Skipped]] | None:
+    """The rows of a batch by table, and what was left out; None if no record came, or others are dealt.
+
+    Records become Arrow columns as they come: a batch of them would take ten times the memory.
+    """
+    parts: dict[str, list[pa.Table]] = {}
+    skipped: list[Skipped] = []
+    count = size = 0
+    until = time.monotonic() + BATCH_SECONDS
+    while not stop.is_set() and count < BATCH_RECORDS and size < BATCH_BYTES:
+        left = until - time.monotonic()
+        if left <= 0:
+            break
+        records = source.read(min(left, 0.25))
+        if records is None:
+            return None
+        tables, left_out = arrow_tables(records, by_topic)
+        for table, rows in tables.items():
+            parts.setdefault(table, []).append(rows)
+            size += rows.nbytes
+        skipped += left_out
+        count += len(records)
+    return ({table: pa.concat_tables(rows) for table, rows in parts.items()}, skipped) if count else None

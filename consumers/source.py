@@ -8,8 +8,6 @@ one dealt is claimed in the lake before it is read, so that the sink that had it
 from __future__ import annotations
 
 import logging
-import threading
-import time
 from typing import Self
 
 from accrual.config import Config
@@ -29,15 +27,15 @@ from accrual.lake import Move, WritableLake
 from consumers.progress import Progress
 from consumers.rows import readers
 
-BATCH_RECORDS = 50_000
-BATCH_BYTES = 16 * 2**20
-BATCH_SECONDS = 1.0
 # An offset that is gone is an error, never a silent jump; a fetch waits a little for more. A sink that dies is missed
 # after ten seconds.
 _READING: dict[str, str | int] = {
     "auto.offset.reset": "error",
     "fetch.min.bytes": 65_536,
     "fetch.wait.max.ms": 200,
+    "queued.min.messages": 10_000,
+    "queued.max.messages.kbytes": 16_384,
+    "fetch.message.max.bytes": 262_144,
     "partition.assignment.strategy": "range",
     "session.timeout.ms": 10_000,
 }
@@ -55,6 +53,8 @@ class Source:
         self.at: dict[tuple[str, int], int] = {}
         self._lake = lake
         self._progress = progress
+        self._reached: dict[tuple[str, int], int] = {}
+        self._markers: list[dict[str, object]] = []
         self._dealt: list[tuple[str, int]] | None = None
         topics = list(readers(TopicNames(config.topics.prefix), {}))
         check_topics(config)
@@ -72,48 +72,37 @@ class Source:
             self._consumer.close()
             raise
 
-    def read(self, stop: threading.Event) -> list[Message]:
-        """Records until a batch is full or a second has passed; none if none came for a while, or others are dealt."""
+    def read(self, timeout_s: float) -> list[Message] | None:
+        """The next records, at most 5,000. None if other topic-partitions are this sink's now.
+
+        What was read and has not moved then is to be dropped: whoever has it now will read it again.
+        """
+        messages = self._consumer.consume(num_messages=5_000, timeout=timeout_s)
+        if self._dealt is not None:
+            self._stand(self._dealt)
+            return None
         records: list[Message] = []
-        size = 0
-        until = time.monotonic() + BATCH_SECONDS
-        while not stop.is_set() and len(records) < BATCH_RECORDS and size < BATCH_BYTES:
-            left = until - time.monotonic()
-            if left <= 0:
-                break
-            messages = self._consumer.consume(num_messages=5_000, timeout=min(left, 0.25))
-            if self._dealt is not None:
-                self._stand(self._dealt)  # what was read and is not in the lake will be read again by whoever has it
-                return []
-            for message in messages:
-                error = message.error()
-                if error is None:
-                    records.append(message)
-                    size += len(message)
-                else:
-                    _judge(message, error)
+        for message in messages:
+            error = message.error()
+            if error is None:
+                self._reach(message)
+                records.append(message)
+            else:
+                _judge(message, error)
         return records
 
-    def moves(self, records: list[Message]) -> tuple[list[Move], list[dict[str, object]]]:
-        """From where the lake is to behind the last record of each topic-partition; and the offsets without a record.
+    def moves(self) -> list[Move]:
+        """From where the lake is to behind the last record read, of each topic-partition."""
+        return [Move(*place, self.at[place], end) for place, end in self._reached.items()]
 
-        The consumer leaves nothing out, so what it jumps over are the broker's own transaction markers.
-        """
-        reached: dict[tuple[str, int], int] = {}
-        markers: list[dict[str, object]] = []
-        for record in records:
-            key = (record.topic() or "", record.partition() or 0)
-            offset = record.offset() or 0
-            expected = reached.get(key, self.at[key])
-            if offset > expected:
-                markers.append({"topic": key[0], "partition": key[1], "first_offset": expected, "next_offset": offset})
-            reached[key] = offset + 1
-        moves = [Move(topic, partition, self.at[topic, partition], end) for (topic, partition), end in reached.items()]
-        return moves, markers
+    def markers(self) -> list[dict[str, object]]:
+        """The offsets among those that were read which hold no record."""
+        return self._markers
 
-    def moved(self, moves: list[Move]) -> None:
-        """These moves are in the lake."""
-        self.at |= {(move.topic, move.partition): move.next for move in moves}
+    def moved(self) -> None:
+        """The moves are in the lake."""
+        self.at |= self._reached
+        self._reached, self._markers = {}, []
 
     def __enter__(self) -> Self:
         return self
@@ -124,10 +113,22 @@ class Source:
     def _stand(self, places: list[tuple[str, int]]) -> None:
         """Claim topic-partitions and read them from where the lake is."""
         self._dealt = None
+        self._reached, self._markers = {}, []
         known = self._lake.offsets()
         begin = {place: known[place] if place in known else self._first_offset(*place) for place in places}
         self.at = self._lake.claim(begin) if places else {}
         self._consumer.assign([TopicPartition(*place, offset) for place, offset in self.at.items()])
+
+    def _reach(self, record: Message) -> None:
+        """Note how far has been read. The consumer leaves nothing out: what it jumps over are transaction markers."""
+        place = record.topic() or "", record.partition() or 0
+        offset = record.offset() or 0
+        expected = self._reached.get(place, self.at[place])
+        if offset > expected:
+            self._markers.append(
+                {"topic": place[0], "partition": place[1], "first_offset": expected, "next_offset": offset}
+            )
+        self._reached[place] = offset + 1
 
     def _first_offset(self, topic: str, partition: int) -> int:
         low, _ = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=10.0)

@@ -80,7 +80,7 @@ def test_the_books_of_a_right_lake_balance(world: World, full_lake: FullLake) ->
         ("update dead_letters set reason = 'too_old' where reason = 'conflicting_prediction'", "wrong dead letter"),
         ("insert into dead_letters from dead_letters where reason = 'late'", "dead letter twice"),
         ("insert into dead_letters from dead_letters where reason = 'not_json'", "twice"),
-        ("update offsets set next_offset = next_offset + 3 where topic like '%.predictions'", "gap"),
+        ("update moves set next_offset = next_offset + 3 where topic like '%.predictions'", "gap"),
         ('update outcomes set "values" = \'{"urgency":"high"}\' where "values" like \'%low%\'', "label"),
     ],
 )

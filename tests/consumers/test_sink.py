@@ -19,6 +19,7 @@ from accrual.config import Config
 from accrual.errors import LakeError, LakeUnavailable, TopicMismatch
 from accrual.kafka import create_topics, delete_topics
 from accrual.lake import open_lake, open_lake_for_writing
+from accrual.lake_maintenance import table_sizes
 from consumers import sink
 from consumers.progress import Progress, serving
 from tests.consumers.conftest import World
@@ -274,3 +275,40 @@ def test_sigterm_ends_it_cleanly(kafka_world: World) -> None:
     _, rest = process.communicate(timeout=30)
     assert process.returncode == 0
     assert "Traceback" not in rest
+
+
+def test_while_it_keeps_up_it_keeps_the_lake_small(kafka_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("consumers.keeper._PAUSE_S", 0.0)
+    monkeypatch.setattr("consumers.keeper._PAUSE_FACTOR", 0.0)
+    monkeypatch.setattr("accrual.lake_maintenance._SURPLUS", 1)
+    expected = {"predictions": 0}
+    with running(kafka_world) as progress:
+        for round_ in range(3):
+            kafka_world.minutes(round_ * 100, 100)
+            expected["predictions"] += counts(kafka_world)["predictions"]
+            kafka_world.publish()
+            wait_for_rows(kafka_world.config, expected)
+        until = time.monotonic() + 30
+        while time.monotonic() < until:
+            with open_lake(kafka_world.config) as lake:
+                surplus = sum(size.surplus for size in table_sizes(lake))
+            if not surplus:
+                break
+            time.sleep(0.5)
+        assert progress.commits > 2
+    assert surplus == 0
+    wait_for_rows(kafka_world.config, expected)
+
+
+def test_maintenance_that_fails_does_not_stop_capture(kafka_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise LakeError("no such function")
+
+    monkeypatch.setattr("consumers.keeper._PAUSE_S", 0.0)
+    monkeypatch.setattr("consumers.keeper.maintain", broken)
+    kafka_world.minutes(0, 200)
+    expected = counts(kafka_world)
+    with running(kafka_world):
+        time.sleep(3)
+        kafka_world.publish()
+        wait_for_rows(kafka_world.config, expected)
