@@ -1,7 +1,7 @@
 """The sink: Kafka → Arrow → the lake, each record exactly once.
 
     while not stopping:
-        records = read from Kafka until 100,000 records, 32 MB or a second
+        records = read from Kafka until 50,000 records, 16 MB or a second
         tables  = the valid ones as Arrow
         in one lake transaction: append tables; move offsets, if they are still ours and where we think they are
         seal the windows that are complete
@@ -37,8 +37,8 @@ from consumers.source import Source
 from consumers.typed_views import make_typed_views
 from consumers.windows import Sealer
 
-BATCH_RECORDS = 100_000
-BATCH_BYTES = 32 * 2**20
+BATCH_RECORDS = 50_000
+BATCH_BYTES = 16 * 2**20
 BATCH_SECONDS = 1.0
 _LONGEST_PAUSE_S = 15.0
 
