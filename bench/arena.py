@@ -78,10 +78,10 @@ class Arena:
         shared = " with the bench" if self._own_core == self._broker_core else ""
         return f"broker on core {self._broker_core}{shared}, worker alone on core {self._worker_core}"
 
-    def inputs(self, prefix: str) -> Config:
+    def inputs(self, prefix: str, partitions: int = PARTITIONS) -> Config:
         """Empty input topics under a prefix, as a configuration."""
         config = load_config(
-            {}, kafka=self._kafka, topics={"prefix": prefix, "partitions": PARTITIONS}, state=str(self._folder)
+            {}, kafka=self._kafka, topics={"prefix": prefix, "partitions": partitions}, state=str(self._folder)
         )
         names = TopicNames(prefix)
         self._inputs |= {names.predictions, names.outcomes}

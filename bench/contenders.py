@@ -42,8 +42,13 @@ class Contender:
 
 
 def _accrual(config: Config, _run: str, state: Path) -> Launch:
+    return worker(config, state, "bench")
+
+
+def worker(config: Config, state: Path, name: str) -> Launch:
+    """A join worker of this name."""
     own = msgspec.structs.replace(config, state=str(state))
-    argv = [sys.executable, "-m", "streams", "worker", "--web-port", "0", "--worker-id", "bench"]
+    argv = [sys.executable, "-m", "streams", "worker", "--web-port", "0", "--worker-id", name]
     prefix = config.topics.prefix
     return Launch(argv, own.environment(), f"{prefix}.join", TopicNames(prefix).ground_truth)
 
