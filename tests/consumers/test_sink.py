@@ -77,6 +77,13 @@ def running(world: World) -> Iterator[Progress]:
         assert not thread.is_alive()
 
 
+def wait_until_serving(process: subprocess.Popen[str]) -> None:
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "/health and /metrics on port" in line:
+            return
+
+
 def test_killed_at_any_moment_it_loses_nothing_and_repeats_nothing(kafka_world: World) -> None:
     world, chance = kafka_world, random.Random(5)
     expected = dict.fromkeys(("predictions", "outcomes", "ground_truth_history", "dead_letters"), 0)
@@ -102,8 +109,9 @@ def test_killed_at_any_moment_it_loses_nothing_and_repeats_nothing(kafka_world: 
     finally:
         last.terminate()
         assert last.wait(30) == 0, last.stderr and last.stderr.read()
-    again = start(world.config)  # a second run finds nothing to add
-    time.sleep(4)
+    again = start(world.config, "--port", "0")  # a second run finds nothing to add
+    wait_until_serving(again)
+    time.sleep(2)
     again.terminate()
     assert again.wait(30) == 0
     wait_for_rows(world.config, expected)
@@ -266,10 +274,7 @@ def test_health_and_metrics(kafka_world: World) -> None:
 
 def test_sigterm_ends_it_cleanly(kafka_world: World) -> None:
     process = start(kafka_world.config, "--port", "0")
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "/health and /metrics on port" in line:
-            break
+    wait_until_serving(process)
     time.sleep(1.0)
     process.send_signal(signal.SIGTERM)
     _, rest = process.communicate(timeout=30)
