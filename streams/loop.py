@@ -223,6 +223,8 @@ class _Session:
         messages = self._consumer.consume(BATCH, self._patience)
         if self._rebalance_failure is not None:
             raise self._rebalance_failure
+        if self._loop.stopping.is_set():
+            return  # it cuts a recovery short: nothing may be joined with the state that is left then
         arrivals, rejected, offsets = self._read(messages)
         turns = {}
         for number, partition in self._partitions.items():

@@ -34,13 +34,17 @@ class Record(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """What a stream's contract says, as far as the final row depends on it. `on_expiry` None: censored."""
+    """What a stream's contract says, as far as the final row depends on it. `on_expiry` None: censored.
+
+    `by_entity`: outcomes name an entity, and belong to its latest prediction before them, within the horizon.
+    """
 
     horizon_s: float
     late: str
     on_expiry: str | None
     answers: tuple[str, ...] = ("yes", "no")
     max_ahead_s: float = 86_400
+    by_entity: bool = False
 
 
 class Verdict(NamedTuple):
@@ -113,9 +117,9 @@ def _load(
     db.execute("CREATE TABLE homes AS SELECT * FROM loading")
     db.execute(
         "CREATE TABLE rules (stream TEXT, horizon_s DOUBLE, late TEXT, on_expiry TEXT, answers TEXT[],"
-        " max_ahead_s DOUBLE)"
+        " max_ahead_s DOUBLE, by_entity BOOLEAN)"
     )
-    db.executemany("INSERT INTO rules VALUES (?, ?, ?, ?, ?, ?)", [(s, *map(_plain, r)) for s, r in rules.items()])
+    db.executemany("INSERT INTO rules VALUES (?, ?, ?, ?, ?, ?, ?)", [(s, *map(_plain, r)) for s, r in rules.items()])
     db.execute("SET VARIABLE prefix = ?", [prefix])
 
 
@@ -139,6 +143,7 @@ WITH records AS (
 ), fields AS (
     SELECT *,
            doc->>'$.prediction_id' AS id,
+           doc->>'$.entity' AS entity,
            doc->>'$.stream' AS stream,
            moment(doc, '$.' || clock) AS happened_at,
            doc->>'$.model' AS model,
@@ -148,16 +153,17 @@ WITH records AS (
            coalesce(doc->>'$.source', 'outcome') AS source
     FROM records
 )
-SELECT f.*, homes.home, r.horizon_s, r.late, r.on_expiry,
+SELECT f.*, homes.home, r.horizon_s, r.late, r.on_expiry, r.by_entity,
        CASE
          WHEN doc IS NULL THEN 'not_json'
          WHEN coalesce((doc->>'$.v')::INTEGER, 1) > 1 THEN 'unsupported_version'
-         WHEN NOT texts(doc, ['$.prediction_id', '$.stream', '$.' || clock])
+         WHEN NOT texts(doc, [if(r.by_entity AND topic = 'outcomes', '$.entity', '$.prediction_id'), '$.stream',
+                              '$.' || clock])
            OR happened_at IS NULL
            OR (topic = 'predictions' AND (NOT texts(doc, ['$.model']) OR inputs IS NULL OR output IS NULL))
            OR (topic = 'outcomes' AND outcome IS NULL) THEN 'invalid_event'
          WHEN r.stream IS NULL THEN 'unknown_stream'
-         WHEN f.key IS DISTINCT FROM encode(id) THEN 'invalid_id'
+         WHEN f.key IS DISTINCT FROM encode(coalesce(entity, id)) THEN 'invalid_id'
          WHEN epoch_ms(happened_at) > appended_ms + r.max_ahead_s * 1000 THEN 'time_out_of_range'
          WHEN topic = 'predictions' AND json_type(inputs, '$.x') NOT IN ('UBIGINT', 'BIGINT', 'DOUBLE')
          THEN 'invalid_inputs'
@@ -177,9 +183,21 @@ SELECT *, happened_at + to_microseconds((horizon_s * 1e6)::BIGINT) AS deadline
 FROM arrived WHERE topic = 'predictions'
 QUALIFY row_number() OVER (PARTITION BY stream, id ORDER BY "offset") = 1;
 
+-- Distinct outcomes with their prediction's id; `place` is their order. Those of an entity are joined in the order of
+-- their times, since whose they are is settled when event time has passed them.
 CREATE TABLE observed AS
-SELECT stream, id, partition, happened_at, outcome, source, any_value(late) AS late, min("offset") AS "offset"
-FROM arrived WHERE topic = 'outcomes' GROUP BY ALL;
+WITH contents AS (
+    SELECT stream, id, entity, partition, happened_at, outcome, source, any_value(late) AS late,
+           any_value(by_entity) AS by_entity, min("offset") AS "offset"
+    FROM arrived WHERE topic = 'outcomes' GROUP BY ALL
+)
+SELECT *, "offset" AS place FROM contents WHERE NOT by_entity
+UNION ALL BY NAME
+SELECT c.* REPLACE (p.id AS id), row_number() OVER (ORDER BY c.happened_at, c.outcome::TEXT, c.source) AS place
+FROM contents c LEFT JOIN predicted p
+    ON p.stream = c.stream AND p.entity = c.entity AND c.happened_at BETWEEN p.happened_at AND p.deadline
+WHERE c.by_entity
+QUALIFY row_number() OVER (PARTITION BY c.partition, c."offset" ORDER BY p.happened_at DESC NULLS LAST, p.id DESC) = 1;
 
 CREATE TABLE expected_letters AS
 SELECT reason, topic, partition, "offset" FROM events WHERE reason IS NOT NULL
@@ -202,13 +220,15 @@ SELECT p.stream, p.id,
        max({happened_at: o.happened_at, outcome: o.outcome::TEXT, source: o.source}) OVER first_ones AS latest
 FROM predicted p JOIN observed o USING (stream, id)
 WHERE o.late = 'revise' OR o.happened_at <= p.deadline
-WINDOW first_ones AS (PARTITION BY p.stream, p.id ORDER BY o."offset" ROWS UNBOUNDED PRECEDING);
+WINDOW first_ones AS (PARTITION BY p.stream, p.id ORDER BY o.place ROWS UNBOUNDED PRECEDING);
 
 CREATE TABLE expected_rows AS
 WITH numbered AS (
     SELECT stream, id, 0 AS revision, NULL AS latest FROM predicted UNION ALL SELECT * FROM revisions
 )
-SELECT n.stream, n.id, n.revision, n.revision = max(n.revision) OVER (PARTITION BY n.stream, n.id) AS last,
+SELECT n.stream, n.id, n.revision,
+       n.revision = max(n.revision) OVER (PARTITION BY n.stream, n.id)
+           AND (n.revision > 0 OR p.deadline < (SELECT max(happened_at) FROM arrived)) AS last,
        {status: if(n.revision = 0, 'expired', 'labeled'),
         label: if(n.revision = 0, p.on_expiry, latest.outcome::JSON->>'$.answer'),
         model: p.model, predicted_at: p.happened_at, observed_at: latest.happened_at,

@@ -32,7 +32,7 @@ from accrual.kafka import (
 from tests.chaos.cluster import Cluster, Worker
 from tests.chaos.faults import WORKERS, Fault, NotPossible, inject, plan
 from tests.chaos.oracle import Record, Rules, Verdict, judge
-from tests.chaos.story import HORIZON, LATE, ON_EXPIRY, PARTITIONS, Sending, contracts, story
+from tests.chaos.story import BY_LOAN, HORIZON, LATE, ON_EXPIRY, PARTITIONS, Sending, contracts, story
 
 PREDICTIONS = 4_000
 HOURS_PER_SECOND = 2.0
@@ -40,7 +40,7 @@ SETTLED_WITHIN_S = 90.0
 RULES = {
     stream: Rules(HORIZON * 3600, LATE[stream], None if expiry == "censored" else expiry)
     for stream, expiry in ON_EXPIRY.items()
-}
+} | {BY_LOAN: Rules(HORIZON * 3600, "count", "no", by_entity=True)}
 
 
 @dataclass

@@ -1,9 +1,10 @@
 """What is sent while the faults happen: a seeded story in which everything happens that happens to real streams.
 
-Three streams, one for each way of treating late outcomes. Event time runs from `START` on, about two hours a second, so
-that predictions expire while faults happen. The story has three parts: `events`, some in the wrong partition; `rest`,
-whose events need those to have been forwarded; and `aftermath`, which follows the tides that carry event time past
-every deadline. What must come out is not said here: the oracle reads it from the topics.
+Three streams, one for each way of treating late outcomes, and one whose outcomes name a loan instead of a prediction.
+Event time runs from `START` on, about two hours a second, so that predictions expire while faults happen. The story has
+three parts: `events`, some in the wrong partition; `rest`, whose events need those to have been forwarded; and
+`aftermath`, which follows the tides that carry event time past every deadline. What must come out is not said here: the
+oracle reads it from the topics.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ TIDE = 200.0
 # longer than the way to the topic takes, so that no outcome is given up whose prediction is still on that way.
 LATE = {"strict": "dead_letter", "lenient": "revise", "counting": "count"}
 ON_EXPIRY = {"strict": "no", "lenient": "censored", "counting": "no"}
+# Whose a loan's outcome is, is settled eight seconds after it: by then every prediction before it has come.
+BY_LOAN = "by-loan"
+LOANS = 150
 CONTRACT = """
 stream: {stream}
 inputs: {{x: {{type: number}}}}
@@ -36,7 +40,7 @@ label: {{field: answer}}
 horizon: 16h
 on_expiry: "{on_expiry}"
 late: {late}
-disorder: 1h
+disorder: {disorder}
 remember: 1000h
 training: {{template: "{{x}}"}}
 """
@@ -65,7 +69,12 @@ class Story(NamedTuple):
 
 def contracts() -> dict[str, str]:
     """The contract of each stream, as YAML."""
-    return {stream: CONTRACT.format(stream=stream, late=LATE[stream], on_expiry=ON_EXPIRY[stream]) for stream in LATE}
+    made = {
+        stream: CONTRACT.format(stream=stream, late=LATE[stream], on_expiry=ON_EXPIRY[stream], disorder="1h")
+        for stream in LATE
+    }
+    loans = CONTRACT.format(stream=BY_LOAN, late="count", on_expiry="no", disorder="16h")
+    return made | {BY_LOAN: loans + "join: {by: loan_id, to: latest}\n"}
 
 
 def story(seed: int, predictions: int) -> Story:
@@ -101,6 +110,8 @@ def story(seed: int, predictions: int) -> Story:
             events += _outcomes(rng, f"nobody{n}", stream, said)
         if rng.random() < 0.02:
             events.append(_poison(rng, f"bad{n}", stream, said))
+    for n in range(LOANS):
+        events += _loan(random.Random(f"loan {seed} {n}"), f"loan{n}")
     events.sort(key=lambda sending: sending.hour)
     rng.shuffle(rest)
     rng.shuffle(aftermath)
@@ -142,6 +153,28 @@ def _outcomes(rng: random.Random, id_: str, stream: str, said: float) -> Iterato
         observed += rng.choice([0.2, 4.0])
 
 
+def _loan(rng: random.Random, loan: str) -> Iterator[Sending]:
+    """Some predictions for a loan, and outcomes that name only it: before the first, between them, long after."""
+    key = loan.encode()
+    for n in range(rng.choice([0, 1, 2, 3])):
+        said = rng.uniform(0, PREDICTING)
+        value = prediction(f"{loan}-{n}", BY_LOAN, said, entity=loan)
+        for _ in range(rng.choice([1, 1, 1, 2])):
+            yield Sending(_sent(rng, said, 0.9), "predictions", key, value)
+    for _ in range(rng.choice([0, 1, 2, 3])):
+        observed = rng.uniform(0, PREDICTING + HORIZON)
+        value = encode(
+            {
+                "entity": loan,
+                "stream": BY_LOAN,
+                "observed_at": _instant(observed),
+                "values": {"answer": rng.choice(["yes", "no"])},
+            }
+        )
+        for _ in range(rng.choice([1, 1, 1, 2])):
+            yield Sending(_sent(rng, observed, 0.9), "outcomes", key, value)
+
+
 def _poison(rng: random.Random, id_: str, stream: str, hour: float) -> Sending:
     """A record that breaks its contract in one way."""
     key = id_.encode()
@@ -172,6 +205,10 @@ def _tides() -> Iterator[Sending]:
             id_ = next(name for name in names if partition_of(name.encode(), PARTITIONS) == partition)
             yield Sending(TIDE, "predictions", id_.encode(), prediction(id_, stream, TIDE))
             yield Sending(TIDE, "outcomes", id_.encode(), outcome(id_, stream, TIDE + 0.1))
+    for partition in range(PARTITIONS):
+        names = (f"tide-{BY_LOAN}-{n}" for n in count())
+        loan = next(name for name in names if partition_of(name.encode(), PARTITIONS) == partition)
+        yield Sending(TIDE, "predictions", loan.encode(), prediction(f"{loan}-0", BY_LOAN, TIDE, entity=loan))
 
 
 def _elsewhere(rng: random.Random, id_: str) -> int:

@@ -187,3 +187,30 @@ def test_each_broken_contract_has_its_reason() -> None:
     judged = judge(topics | {"dead_letters": records(*((None, v) for v in letters))}, RULES, {}, "t")
     assert judged.clean, judged.samples
     assert judge(topics | {"dead_letters": []}, RULES, {}, "t").found == Counter(lost=len(poison))
+
+
+def test_an_outcome_of_an_entity_is_its_latest_predictions() -> None:
+    rules = {"loans": Rules(16 * 3600, "count", "no", by_entity=True)}
+    said = [prediction(f"p{hour}", "loans", hour, entity="L") for hour in (0, 2, 5)]
+    seen = [_document(outcome("?", "loans", hour, answer)) for hour, answer in ((4, "yes"), (3, "no"), (40, "yes"))]
+    outcomes = records(*((b"L", encode({**event, "prediction_id": None, "entity": "L"})) for event in seen))
+    expired = {"status": "expired", "revision": 0, "label": "no", "observed_at": None, "values": None, "source": None}
+
+    def labeled(revision: int, event: dict[str, Any]) -> dict[str, Any]:
+        answer = event["values"]["answer"]
+        return {"status": "labeled", "revision": revision, "label": answer, "source": "outcome"} | {
+            name: event[name] for name in ("observed_at", "values")
+        }
+
+    rows = [_document(said[0]) | expired, _document(said[2]) | expired]
+    rows += [_document(said[1]) | labeled(1, seen[1]), _document(said[1]) | labeled(2, seen[0])]
+    topics = {
+        "predictions": records(*((b"L", value) for value in said)),
+        "outcomes": outcomes,
+        "dead_letters": records((None, letter("orphan", "outcomes", outcomes[2]))),
+    }
+    judged = judge(topics | {"ground_truth": records(*((b"L", encode(r)) for r in rows))}, rules, {b"L": 0}, "t")
+    assert judged.clean, judged.samples
+    other = [*rows, _document(said[0]) | labeled(1, seen[1])]
+    found = judge(topics | {"ground_truth": records(*((b"L", encode(r)) for r in other))}, rules, {b"L": 0}, "t").found
+    assert found == {"wrong": 1}

@@ -51,6 +51,7 @@ from accrual.kafka import (
     transactional_producer,
 )
 from streams import loop, recovery
+from streams.partition import Partition, Turn
 
 PARTITIONS = 3
 START = datetime(2026, 3, 1, tzinfo=UTC)
@@ -508,6 +509,25 @@ def test_what_fails_in_a_rebalance_is_tried_again(config: Config, monkeypatch: p
     join.stop()
     thread.join(30)
     assert (len(recoveries), join.failure, thread.is_alive()) == (2, None, False)
+
+
+def test_a_worker_that_is_stopped_while_it_recovers_joins_nothing(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when two workers are stopped at once: the one gets the other's partitions, and knows too little of them."""
+    joined: list[bool] = []
+
+    def joining(*_arguments: Any) -> Turn:
+        joined.append(True)
+        return Turn()
+
+    join = loop.JoinLoop(config, load_contracts(Path(config.contracts)), "worker")
+    monkeypatch.setattr(loop, "recover", lambda *_: join.stop())
+    monkeypatch.setattr(Partition, "turn", joining)
+    thread = threading.Thread(target=join.run, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert (joined, join.failure, thread.is_alive()) == ([], None, False)
 
 
 def test_the_web_views_say_how_it_is_and_what_is_known(config: Config) -> None:
