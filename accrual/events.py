@@ -247,7 +247,7 @@ def timed_prediction(
     if contract.join is None:
         _check_key(event.prediction_id, "prediction_id", key, event.entity, "entity")
     else:
-        _check_id(event.prediction_id, "prediction_id")
+        check_id(event.prediction_id, "prediction_id")
         _check_key(event.entity, "entity", key)
     at = _in_range(event.predicted_at, "predicted_at", timestamp_ms, contract)
     contract.check_inputs(event.inputs)
@@ -325,7 +325,8 @@ def _contract_of(stream: str, contracts: Mapping[str, Contract]) -> Contract:
     return contract
 
 
-def _check_id(text: str, field: str) -> None:
+def check_id(text: str, field: str) -> None:
+    """Raises Rejected("invalid_id") for the id of a prediction or an entity that is empty or too long."""
     if not 1 <= len(text) <= MAX_ID_LENGTH:
         raise Rejected("invalid_id", f"{field} has {len(text)} characters; 1 to {MAX_ID_LENGTH} are allowed")
 
@@ -336,7 +337,7 @@ def _check_key(
     """The field that the stream is joined by must be there and be the record's key; the `other` must not be there."""
     if text is None:
         raise Rejected("invalid_id", f"{field} is missing: the contract's stream is joined by it")
-    _check_id(text, field)
+    check_id(text, field)
     if key != text.encode():
         raise Rejected("invalid_id", f"the record's key is not its {field}; key every record by it")
     if other is not None:

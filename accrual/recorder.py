@@ -19,9 +19,8 @@ from typing import Any, Literal
 import msgspec
 
 from accrual.config import Config, load_config
-from accrual.contract import MAX_ID_LENGTH
 from accrual.errors import AccrualError, BrokerUnavailable, BufferFull, RecorderClosed, Rejected
-from accrual.events import Distribution, Outcome, Prediction, encode, new_prediction_id
+from accrual.events import Distribution, Outcome, Prediction, check_id, encode, new_prediction_id
 from accrual.kafka import KafkaError, KafkaException, Message, TopicNames, producer
 
 log = logging.getLogger(__name__)
@@ -118,9 +117,10 @@ class _Emitter:
             output=_raw("output", output),
             entity=entity,
         )
-        _check_id("prediction_id", prediction_id)
-        key = prediction_id if entity is None else _check_id("entity", entity)
-        self._send(self._topics.predictions, key, encode(event))
+        check_id(prediction_id, "prediction_id")
+        if entity is not None:
+            check_id(entity, "entity")
+        self._send(self._topics.predictions, entity or prediction_id, encode(event))
         return prediction_id
 
     def outcome(
@@ -138,11 +138,12 @@ class _Emitter:
         is when it was known, not when it is sent (default: now).
         """
         if entity is not None and prediction_id is None:
-            key = _check_id("entity", entity)
+            key, field = entity, "entity"
         elif prediction_id is not None and entity is None:
-            key = _check_id("prediction_id", prediction_id)
+            key, field = prediction_id, "prediction_id"
         else:
             raise Rejected("invalid_id", "an outcome names its prediction_id or, with `join` in the contract, entity")
+        check_id(key, field)
         event = Outcome(
             prediction_id=prediction_id,
             entity=entity,
@@ -266,12 +267,6 @@ class AsyncRecorder(_Emitter):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
-
-
-def _check_id(field: str, text: str) -> str:
-    if not 1 <= len(text) <= MAX_ID_LENGTH:
-        raise Rejected("invalid_id", f"{field} has {len(text)} characters; 1 to {MAX_ID_LENGTH} are allowed")
-    return text
 
 
 def _raw(field: str, value: Mapping[str, Any] | Distribution) -> msgspec.Raw:

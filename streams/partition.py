@@ -287,6 +287,14 @@ class Partition:
             if stream in self._contracts
         }
 
+    def _due(self, turn: Turn, timers: str, watermark: int) -> list[str]:
+        """What has a timer that is due, as far as one turn may go; the timers fire with the turn."""
+        found = self.state.due(timers, watermark, TIMERS_PER_TURN)
+        turn.fired += found.keys
+        turn.timers += found.later
+        turn.more_due |= len(found.ids) >= TIMERS_PER_TURN
+        return found.ids
+
     def _settle_claims(
         self,
         turn: Turn,
@@ -301,11 +309,7 @@ class Partition:
             contract, timers = self._contracts[stream], entity_timers(stream)
             if contract.join is None:
                 continue
-            found = self.state.due(timers, now.watermark, TIMERS_PER_TURN)
-            turn.fired += found.keys
-            turn.timers += found.later
-            turn.more_due |= len(found.ids) >= TIMERS_PER_TURN
-            names = {entity_key(stream, name): name for name in found.ids}
+            names = {entity_key(stream, name): name for name in self._due(turn, timers, now.watermark)}
             others = self.state.entities(names.keys() - entities.keys())
             known.update(others)
             entities.update(others)
@@ -351,11 +355,8 @@ class Partition:
     def _fire(self, turn: Turn, before: Entries, entries: Entries, progress: Mapping[str, Progress]) -> None:
         """Let the watermarks do their work: entries whose timers are due, as far as one turn may go."""
         for stream, now in progress.items():
-            found = self.state.due(stream, now.watermark, TIMERS_PER_TURN)
-            turn.fired += found.keys
-            turn.timers += found.later
-            turn.more_due |= len(found.ids) >= TIMERS_PER_TURN
-            ids = {entry_key(stream, prediction_id): prediction_id for prediction_id in found.ids}
+            due_ids = self._due(turn, stream, now.watermark)
+            ids = {entry_key(stream, prediction_id): prediction_id for prediction_id in due_ids}
             more = self.state.entries(ids.keys() - entries.keys())
             before.update(more)
             entries.update(more)
