@@ -142,22 +142,22 @@ def test_offsets_claimed_by_another_writer_send_it_back_to_them(kafka_world: Wor
     first = counts(kafka_world)
     kafka_world.publish()
     real = sink.arrow_tables
-    interfered = threading.Event()
+    interfering, interfered = threading.Event(), threading.Event()
+    opened: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:
 
         def interfere(records: Any, by_topic: Any) -> Any:
-            if progress.commits and not interfered.is_set():
+            if interfering.is_set() and not interfered.is_set():
                 interfered.set()
-                lake.rows("update lake.owners set owner = 'another'")
+                opened[-1].rows("update lake.owners set owner = 'another'")
             return real(records, by_topic)
 
-        opened: list[Any] = []
         really_open = sink.open_lake_for_writing
         patch.setattr(sink, "open_lake_for_writing", lambda c: opened.append(really_open(c)) or opened[-1])
         patch.setattr(sink, "arrow_tables", interfere)
-        with running(kafka_world) as progress:
+        with running(kafka_world):
             wait_for_rows(kafka_world.config, first)
-            lake = opened[-1]
+            interfering.set()
             kafka_world.minutes(300, 300)
             expected = {table: first[table] + more for table, more in counts(kafka_world).items()}
             kafka_world.publish()
