@@ -26,10 +26,10 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from accrual.errors import BundleError
+from accrual.signing import load_public_key
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -115,7 +115,7 @@ def read_manifest(folder: Path) -> Manifest:
 def verify_bundle(folder: Path, public_key: Path) -> Manifest:
     """Check a bundle whole: signature, the digest it is named by, every file's digest, and that nothing was added.
 
-    Raises BundleError naming the file that is wrong.
+    Raises BundleError naming the file that is wrong, SigningKeyError when `public_key` cannot be used.
     """
     content = _content(folder)
     try:
@@ -141,47 +141,6 @@ def verify_bundle(folder: Path, public_key: Path) -> Manifest:
     return manifest
 
 
-def load_or_make_signing_key(private: Path, public: Path) -> Ed25519PrivateKey:
-    """The trainer's key; made at its first start, the public half written where consumers look for it.
-
-    Raises BundleError when a private key is there but cannot be used.
-    """
-    if not private.exists():
-        key = Ed25519PrivateKey.generate()
-        pem = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        _write_whole(private, pem, mode=0o600)
-    try:
-        loaded = serialization.load_pem_private_key(private.read_bytes(), password=None)
-    except (OSError, ValueError) as exc:
-        raise BundleError(f"{private}: the signing key cannot be read: {exc}") from exc
-    if not isinstance(loaded, Ed25519PrivateKey):
-        raise BundleError(f"{private}: not an Ed25519 key; remove it and a new one is made")
-    pem = loaded.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    if not public.exists():
-        _write_whole(public, pem, mode=0o644)
-    elif public.read_bytes() != pem:
-        raise BundleError(f"{public}: not the public half of {private}; services would refuse what is signed with it")
-    return loaded
-
-
-def load_public_key(path: Path) -> Ed25519PublicKey:
-    """The key that verifies manifests. Raises BundleError."""
-    try:
-        key = serialization.load_pem_public_key(path.read_bytes())
-    except OSError as exc:
-        raise BundleError(
-            f"{path}: no public key there ({exc.strerror}); the trainer writes it at its first start;"
-            " set models.public_key to a copy of it"
-        ) from exc
-    except ValueError as exc:
-        raise BundleError(f"{path}: not a public key in PEM form: {exc}") from exc
-    if not isinstance(key, Ed25519PublicKey):
-        raise BundleError(f"{path}: not an Ed25519 public key")
-    return key
-
-
 def _content(folder: Path) -> bytes:
     try:
         return (folder / MANIFEST).read_bytes()
@@ -202,18 +161,6 @@ def _parsed(content: bytes, folder: Path) -> Manifest:
 def _files(folder: Path) -> list[Path]:
     """Everything below a folder that is not a folder, links too."""
     return sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-
-
-def _write_whole(path: Path, content: bytes, mode: int) -> None:
-    """Write a file so that a reader sees it whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
 
 
 def _sync(path: Path) -> None:

@@ -109,10 +109,15 @@ class Lora(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a challenger is made. `template` renders the inputs to text: `{field}` is replaced by its value."""
+    """How a challenger is made. `template` renders the inputs to text: `{field}` is replaced by its value.
+
+    `maturity`: the share of the labels to come that must be there before a window is sealed, by the measured delays;
+    1 waits for the horizon.
+    """
 
     template: str
     window_rows: int = 1000
+    maturity: float = 1.0
     max_rows: int = 100_000
     base_model: str | None = None
     replay: float = 0.5
@@ -370,6 +375,7 @@ def _inconsistencies(contract: Contract) -> list[tuple[str, str]]:
     training, gate = contract.training, contract.gate
     bounds: list[tuple[str, bool, str]] = [
         ("training.window_rows", training.window_rows >= 10, "must be at least 10"),
+        ("training.maturity", 0.5 <= training.maturity <= 1, "is a share of the labels to come: 0.5 to 1"),
         ("training.max_rows", training.max_rows >= 10, "must be at least 10"),
         ("training.replay", 0 <= training.replay <= 10, "is a share of the new rows: 0 to 10"),
         ("training.epochs", training.epochs >= 1, "must be at least 1"),

@@ -10,6 +10,8 @@ AccrualError
 │   ├── LakeLocked          another process holds the lake's writer lock
 │   ├── LakeError           the lake refused a statement
 │   ├── BundleError         a model bundle is broken, altered or not signed
+│   ├── SigningKeyError     a signing key is missing or cannot be used
+│   ├── AuditRecordError    an audit record is missing, altered or not signed
 │   ├── Rejected            an event breaks its contract (becomes a dead letter)
 │   ├── RecorderClosed      an event was given to a recorder after its close
 │   ├── WorkerFailed        a supervised process keeps dying
@@ -66,6 +68,14 @@ class LakeError(Terminal):
 
 class BundleError(Terminal):
     """A model bundle is incomplete, altered, or its signature does not verify."""
+
+
+class SigningKeyError(Terminal):
+    """A signing key, or its public half, is missing or cannot be used."""
+
+
+class AuditRecordError(Terminal):
+    """An audit record is missing or altered, or its signature does not verify."""
 
 
 class NotFound(Terminal):

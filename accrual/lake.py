@@ -68,19 +68,19 @@ class Lake:
         self._connection = connection
         self._at_snapshot = at_snapshot
 
-    def rows(self, sql: str, params: Sequence[Any] = ()) -> list[dict[str, Any]]:
-        """Run one statement; its rows as dictionaries. `?` in `sql` stands for `params`.
+    def rows(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> list[dict[str, Any]]:
+        """Run one statement; its rows as dictionaries. `?`, or `$name` of a mapping, in `sql` stands for `params`.
 
         Raises LakeError if the statement is wrong, LakeUnavailable if the lake cannot be reached.
         """
         rows: list[dict[str, Any]] = self.arrow(sql, params).to_pylist()
         return rows
 
-    def arrow(self, sql: str, params: Sequence[Any] = ()) -> pa.Table:
+    def arrow(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> pa.Table:
         """Run one statement; its rows as an Arrow table. Raises like `rows`."""
         with _engine_errors():
             try:
-                return self._connection.execute(sql, list(params)).to_arrow_table()
+                return self._connection.execute(sql, params).to_arrow_table()
             except BaseException:
                 self._connection.interrupt()  # after a signal its threads would compute on, and closing wait for them
                 raise

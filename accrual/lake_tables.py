@@ -134,8 +134,9 @@ TABLES: dict[str, pa.Schema] = {
             ("offset", pa.int64()),
         ]
     ),
-    # Sealed windows: the cohort of predictions with from_time <= predicted_at < to_time, complete at `snapshot_id`.
-    # `rows` counts its predictions, `labeled` those with a label, `coverage` is their ratio.
+    # Sealed windows: the cohort of predictions with from_time <= predicted_at < to_time, as they were at `snapshot_id`.
+    # `rows` counts its predictions, `labeled` those with a label, `coverage` is their ratio; `maturity` is the share of
+    # the labels to come that were expected to be there. `reached` is the next offset of each partition of ground truth.
     "windows": pa.schema(
         [
             ("stream", pa.string()),
@@ -146,7 +147,9 @@ TABLES: dict[str, pa.Schema] = {
             ("rows", pa.int32()),
             ("labeled", pa.int32()),
             ("coverage", pa.float64()),
+            ("maturity", pa.float64()),
             ("digest", pa.string()),
+            ("reached", pa.list_(pa.int64())),
             ("sealed_at", TIME),
         ]
     ),
@@ -192,5 +195,18 @@ VIEWS: dict[str, str] = {
     "offsets": """
         select topic, "partition", min(first_offset) as first_offset, max(next_offset) as next_offset
         from moves where topic <> '' group by all
+    """,
+    # Rows of sealed windows, each with the window it belongs to; those that came after it was sealed are `later`.
+    "sealed_rows": """
+        select w."window", w.snapshot_id, w.digest, h.*,
+            h."offset" >= coalesce(w.reached[h."partition" + 1], 0) as later
+        from windows w join ground_truth_history h
+            on h.stream = w.stream and h.predicted_at >= w.from_time and h.predicted_at < w.to_time
+    """,
+    # Predictions of sealed windows whose ground truth has changed since, with the label that was sealed and today's.
+    "touched": """
+        select stream, "window", prediction_id, arg_max(label, revision) filter (not later) as sealed_label,
+            arg_max(label, revision) as label, min(arrived_at) filter (later) as touched_at
+        from sealed_rows group by stream, "window", prediction_id having bool_or(later)
     """,
 }

@@ -1,4 +1,4 @@
-"""`python -m consumers`: the sink, the audit and the windows as commands (`accrual sink`, `accrual audit`, ...)."""
+"""`python -m consumers`: the sink, the audit, windows and recall as commands (`accrual sink`, `accrual audit`, ...)."""
 
 from __future__ import annotations
 
@@ -23,9 +23,13 @@ from accrual.kafka import TopicNames
 from accrual.lake import open_lake
 from consumers import sink as sink_loop
 from consumers.audit import audit_when_settled
+from consumers.audit_record import public_key_of, verify_record, write_record
+from consumers.explain import explain as life_of
+from consumers.maturity import maturity
 from consumers.progress import Progress, serving
+from consumers.recall import touched_windows
 from consumers.recompute import EARLIEST, LATEST, Scope
-from consumers.views import show_audit, show_windows
+from consumers.views import show_audit, show_life, show_recall, show_windows
 from consumers.windows import next_window, watermark_of
 
 app = typer.Typer(
@@ -60,43 +64,114 @@ def sink(
 
 @app.command(
     epilog="Examples:  accrual audit   |   accrual audit --wait 60 --json audit.json"
-    "   |   accrual audit --stream credit-risk --day 2009-03-01"
+    "   |   accrual audit --stream credit-risk --day 2009-03-01   |   accrual audit --since 4711"
+    "   |   accrual audit --explain 0199-...   |   accrual audit --verify .accrual/audits/...json"
 )
 def audit(
     stream: Annotated[str | None, typer.Option(help="Only predictions of this stream.")] = None,
     day: Annotated[
         datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Only predictions of this day (UTC).")
     ] = None,
+    since: Annotated[
+        int | None, typer.Option(min=0, metavar="SNAPSHOT", help="Only predictions of which something came after it.")
+    ] = None,
     wait: Annotated[float, typer.Option(min=0, help="Seconds to look again while the books do not balance.")] = 0.0,
     by_day: Annotated[bool, typer.Option("--by-day", help="A line for each day.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write everything that was found to this file.")] = None,
+    record: Annotated[bool, typer.Option(help="Keep a signed record in the state folder's `audits`.")] = True,
+    explain: Annotated[
+        str | None, typer.Option(metavar="ID", help="Instead: tell the life of the prediction with this id.")
+    ] = None,
+    verify: Annotated[Path | None, typer.Option(metavar="RECORD", help="Instead: verify a signed record.")] = None,
+    key: Annotated[
+        Path | None, typer.Option(help="For --verify: the auditor's public key. Default: this state folder's.")
+    ] = None,
 ) -> None:
     """Recompute the join from the raw events: do the books balance? Exit code 1, with the ids, if they do not."""
+    if verify is not None:
+        config = load_config()
+        shown = verify_record(verify, key or public_key_of(config))
+        typer.echo(f"{verify}: signed by the auditor at {shown.at:%Y-%m-%d %H:%M:%S} UTC, scope {_said(shown.scope)}.")
+        show_audit(shown.audit, by_day, Console())
+        return
     config, contracts = _configured(stream)
-    since = EARLIEST if day is None else day.replace(tzinfo=UTC)
-    until = LATEST if day is None else since + timedelta(days=1)
-    found = audit_when_settled(config, contracts, Scope(stream, since, until), wait)
+    if explain is not None:
+        with open_lake(config) as lake:
+            show_life(life_of(lake, TopicNames(config.topics.prefix), explain, stream), Console())
+        return
+    begin = EARLIEST if day is None else day.replace(tzinfo=UTC)
+    until = LATEST if day is None else begin + timedelta(days=1)
+    scope = Scope(stream, begin, until, since)
+    found = audit_when_settled(config, contracts, scope, wait)
     if json is not None:
         json.write_bytes(msgspec.json.format(msgspec.json.encode({"balanced": found.balanced, "audit": found})))
     show_audit(found, by_day, Console())
+    if record:
+        typer.echo(f"Signed record: {write_record(config, contracts, scope, found)}")
     if not found.balanced:
         raise typer.Exit(1)
 
 
-@app.command(epilog="Example:  accrual windows --stream support-intents")
-def windows(stream: Annotated[str | None, typer.Option(help="Only windows of this stream.")] = None) -> None:
-    """List the sealed windows, and what the next one of each stream still waits for."""
+@app.command(epilog="Examples:  accrual windows --stream support-intents   |   accrual windows --json")
+def windows(
+    stream: Annotated[str | None, typer.Option(help="Only windows of this stream.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="For a program.")] = False,
+) -> None:
+    """List the sealed windows, and what the next one of each stream still waits for.
+
+    Maturity: of the labels that will ever come for its predictions, the share expected to be there, by the measured
+    delays of all predictions of the stream.
+    """
     config, contracts = _configured(stream)
     names = TopicNames(config.topics.prefix)
     with open_lake(config) as newest:
         snapshot = newest.snapshot_id()
     with open_lake(config, at_snapshot=snapshot) as lake:
         sealed = lake.rows(
-            "select * from windows where ?::varchar is null or stream = ? order by all", [stream, stream]
+            """
+            select w.*, coalesce(t.predictions, 0) as touched from windows w
+            left join (select stream, "window", count(*) as predictions from touched group by all) t
+                using (stream, "window")
+            where $stream::varchar is null or stream = $stream order by stream, "window"
+            """,
+            {"stream": stream},
         )
-        chosen = [stream] if stream else list(contracts)
-        candidates = [next_window(lake, contracts, names, s, watermark_of(lake, contracts[s])) for s in chosen]
-    show_windows(sealed, candidates, Console())
+        next_ones = []
+        for contract in [contracts[stream]] if stream else contracts.values():
+            watermark = watermark_of(lake, contract)
+            candidate = next_window(lake, contracts, names, contract.stream, watermark)
+            so_far = maturity(lake, contract, watermark, candidate.since, candidate.until) if watermark else None
+            next_ones.append((candidate, so_far))
+    if json:
+        ahead = [{"waits_for": c.waits_for, "maturity": m, **msgspec.structs.asdict(c)} for c, m in next_ones]
+        typer.echo(msgspec.json.encode({"sealed": sealed, "next": ahead}))
+    else:
+        show_windows(sealed, next_ones, Console())
+
+
+@app.command(epilog="Examples:  accrual recall   |   accrual recall --stream credit-risk --json")
+def recall(
+    stream: Annotated[str | None, typer.Option(help="Only windows of this stream.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="For a program.")] = False,
+) -> None:
+    """List sealed windows whose ground truth has changed since, and the generations that learned from them."""
+    config, _ = _configured(stream)
+    with open_lake(config) as lake:
+        found = touched_windows(lake, stream)
+    if json:
+        typer.echo(msgspec.json.encode(found))
+    else:
+        show_recall(found, Console())
+
+
+def _said(scope: Scope) -> str:
+    """The scope, for a person."""
+    limits = [
+        scope.stream or "all streams",
+        *([f"{scope.since:%Y-%m-%d} to {scope.until:%Y-%m-%d}"] if scope.since != EARLIEST else []),
+        *([f"changed after snapshot {scope.changed_since}"] if scope.changed_since is not None else []),
+    ]
+    return ", ".join(limits)
 
 
 def _configured(stream: str | None) -> tuple[Config, dict[str, Contract]]:

@@ -1,6 +1,6 @@
 """The audit: do the books balance?
 
-Three questions, all answered in SQL over the lake alone:
+Four questions, all answered in SQL over the lake alone:
 
 - Does the join, recomputed from the raw events (`recompute`), find the same ground truth, prediction by prediction?
 - Is every captured event accounted for? Per stream and day
@@ -8,6 +8,7 @@ Three questions, all answered in SQL over the lake alone:
   and per stream, of outcomes,
       captured = in labels + incomplete + duplicate + late + orphaned + waiting + dead-lettered.
 - Was every record captured? Per topic-partition, rows and dead letters cover the offsets read, without gap or overlap.
+- Are the sealed windows as they were sealed? Their digests are computed again (what came later is not part of them).
 
 A stage that lags looks like a difference (an outcome is there, its label is not yet): wait, or look again.
 """
@@ -27,6 +28,7 @@ from accrual.kafka import TopicNames
 from accrual.lake import Lake, open_lake
 from consumers import audit_queries as queries
 from consumers.recompute import Scope, recompute
+from consumers.windows import DIGEST
 
 
 class Balance(msgspec.Struct, frozen=True):
@@ -136,6 +138,8 @@ def audit(lake: Lake, contracts: Mapping[str, Contract], names: TopicNames, scop
     differences += lake.rows(queries.MORE_DIFFERENCES, topics)
     if any(c.missing or c.twice for c in coverage):
         differences += lake.rows(queries.HOLES, topics)
+    altered = queries.ALTERED.format(digest=DIGEST)
+    differences += lake.rows(altered, [scope.stream, scope.since, scope.until])
     return Audit(
         snapshot_id=lake.snapshot_id(),
         balances=msgspec.convert(

@@ -204,3 +204,20 @@ select null, format('{}[{}]@{}', topic, "partition", "offset"), 'twice',
     'the record is in the lake more than once, or as a row and as a dead letter'
 from taken group by topic, "partition", "offset" having count(*) > 1
 """
+
+# Sealed windows in scope whose rows are no longer those that were sealed. {digest} is the expression that sealed them.
+ALTERED = """
+with sealed as (
+    select * from sealed_rows
+    where not later and ($1::varchar is null or stream = $1) and predicted_at >= $2 and predicted_at < $3
+    qualify row_number() over (
+        partition by stream, "window", prediction_id order by revision desc, "offset"
+    ) = 1
+),
+digests as (select stream, "window", {digest} as found from sealed group by all)
+select w.stream, format('window {{}}', w."window") as id, 'window altered' as kind,
+    format('sealed with digest {{}}, its rows now have {{}}', w.digest[:12], coalesce(d.found[:12], 'none')) as detail
+from windows w left join digests d using (stream, "window")
+where ($1::varchar is null or stream = $1) and w.from_time >= $2 and w.to_time <= $3
+    and d.found is distinct from w.digest
+"""

@@ -38,22 +38,29 @@ LATEST = datetime(9999, 1, 1, tzinfo=UTC)
 
 
 class Scope(msgspec.Struct, frozen=True):
-    """Which predictions: those of `stream` (all if None) with since <= predicted_at < until."""
+    """Which predictions: those of `stream` (all if None) with since <= predicted_at < until.
+
+    `changed_since`: of these, only those of which something came after that snapshot of the lake.
+    """
 
     stream: str | None = None
     since: datetime = EARLIEST
     until: datetime = LATEST
+    changed_since: int | None = None
 
     @property
     def condition(self) -> str:
         """The scope in SQL, for any table of events: by id where time is limited, since outcomes have another time."""
-        if (self.since, self.until) != (EARLIEST, LATEST):
+        if (self.since, self.until) != (EARLIEST, LATEST) or self.changed_since is not None:
             return "(stream, prediction_id) in (from ids)"
         return "true" if self.stream is None else "stream = (select any_value(stream) from ids)"
 
 
 def recompute(lake: Lake, contracts: Mapping[str, Contract], names: TopicNames, scope: Scope) -> None:
-    """Make the temporary tables for the predictions in scope. Use one snapshot: a pinned lake, or a transaction."""
+    """Make the temporary tables for the predictions in scope. Use one snapshot: a pinned lake, or a transaction.
+
+    Raises LakeError if the lake no longer has the snapshot `scope.changed_since`.
+    """
     with lake.with_tables({"contract_terms": _terms(contracts), "contract_map": _translations(contracts)}):
         lake.rows("create or replace temp table terms as from contract_terms")
         lake.rows("create or replace temp table translations as from contract_map")
@@ -63,6 +70,10 @@ def recompute(lake: Lake, contracts: Mapping[str, Contract], names: TopicNames, 
             f"create or replace temp view accepted_{table} as"
             f' from lake.{table} anti join refused_{table} using ("partition", "offset")'
         )
+    outcomes = "accepted_outcomes"
+    if any(contract.join is not None for contract in contracts.values()):
+        lake.rows(queries.JOINABLE_OUTCOMES, [names.predictions])
+        outcomes = "joinable_outcomes"
     lake.rows(
         """
         create or replace temp table ids as
@@ -71,10 +82,8 @@ def recompute(lake: Lake, contracts: Mapping[str, Contract], names: TopicNames, 
         """,
         [scope.stream, scope.stream, scope.since, scope.until],
     )
-    outcomes = "accepted_outcomes"
-    if any(contract.join is not None for contract in contracts.values()):
-        lake.rows(queries.JOINABLE_OUTCOMES, [names.predictions])
-        outcomes = "joinable_outcomes"
+    if scope.changed_since is not None:
+        _keep_changed(lake, names, scope, outcomes)
     scoped = {
         "predictions": "accepted_predictions",
         "outcomes": outcomes,
@@ -93,7 +102,8 @@ def recompute(lake: Lake, contracts: Mapping[str, Contract], names: TopicNames, 
         if contract.expression is not None:
             lake.rows(_said_by_expression(contract, contract.expression), [contract.stream])
     lake.rows(queries.EXPECTED)
-    lake.rows(queries.COMPARED, [scope.stream, scope.stream, scope.since, scope.until])
+    changed = "true" if scope.changed_since is None else "(stream, prediction_id) in (from ids)"
+    lake.rows(queries.COMPARED.format(changed=changed), [scope.stream, scope.stream, scope.since, scope.until])
     lake.rows(queries.DIFFERENCES)
     lake.rows("create or replace temp table excused (stream varchar, prediction_id varchar, outcomes bigint)")
     if _some(lake, "differences"):
@@ -101,6 +111,41 @@ def recompute(lake: Lake, contracts: Mapping[str, Contract], names: TopicNames, 
         lake.rows(
             "delete from differences where (stream, prediction_id) in (select stream, prediction_id from excused)"
         )
+
+
+def _keep_changed(lake: Lake, names: TopicNames, scope: Scope, outcomes: str) -> None:
+    """Of `ids`, keep those of which a table has a row that came later; and add ground truth that nothing predicted."""
+    before = lake.rows(
+        f"select topic, partition, max(next_offset) as reached from lake.moves at (version => {scope.changed_since})"
+        " where topic in (?, ?, ?) group by all",
+        [names.predictions, names.outcomes, names.ground_truth],
+    )
+    reached = pa.Table.from_pylist(
+        before, pa.schema([("topic", pa.string()), ("partition", pa.int32()), ("reached", pa.int64())])
+    )
+    tables = {
+        "accepted_predictions": names.predictions,
+        outcomes: names.outcomes,
+        "ground_truth_history": names.ground_truth,
+    }
+    later = " union ".join(
+        f"select stream, prediction_id from {table} t left join there b"
+        f" on b.topic = {quoted(topic)} and b.partition = t.partition where t.offset >= coalesce(b.reached, 0)"
+        for table, topic in tables.items()
+    )
+    with lake.with_tables({"there": reached}):
+        lake.rows(f"create or replace temp table changed as {later}")
+    lake.rows(
+        """
+        create or replace temp table ids as
+        from ids semi join changed using (stream, prediction_id)
+        union
+        select distinct stream, prediction_id
+        from ground_truth_history h semi join changed using (stream, prediction_id)
+        where (?::varchar is null or stream = ?) and predicted_at >= ? and predicted_at < ?
+        """,
+        [scope.stream, scope.stream, scope.since, scope.until],
+    )
 
 
 def _some(lake: Lake, what: str) -> bool:

@@ -221,11 +221,12 @@ left join together c using (stream, prediction_id)
 left join terms t on t.stream = f.stream
 """
 
+# {changed}: the condition of a scope that is limited to what changed.
 COMPARED = """
 create or replace temp table compared as
 with have as (
     select *, hash(model, predicted_at, inputs, output) as content from ground_truth_history
-    where (?::varchar is null or stream = ?) and predicted_at >= ? and predicted_at < ?
+    where (?::varchar is null or stream = ?) and predicted_at >= ? and predicted_at < ? and {changed}
     qualify row_number() over (partition by stream, prediction_id order by revision desc, "offset") = 1
 )
 select

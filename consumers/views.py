@@ -10,7 +10,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from accrual.commands.rows import printable
 from consumers.audit import Audit, Balance, OutcomeBalance
+from consumers.explain import Life
+from consumers.recall import TouchedWindow
 from consumers.windows import Candidate
 
 _SHOWN_DIFFERENCES = 20
@@ -33,9 +36,12 @@ def show_audit(found: Audit, by_day: bool, console: Console) -> None:
     console.print(Group(table, second, covered, *_differences(found)))
 
 
-def show_windows(sealed: Sequence[dict[str, Any]], next_ones: Sequence[Candidate], console: Console) -> None:
-    """Print the sealed windows, and what the next one of each stream waits for."""
-    table = _table("sealed windows", ["stream", "window", "until", "rows", "labeled", "coverage", "snapshot", "digest"])
+def show_windows(
+    sealed: Sequence[dict[str, Any]], next_ones: Sequence[tuple[Candidate, float | None]], console: Console
+) -> None:
+    """Print the sealed windows, and what the next one of each stream waits for, with its maturity so far."""
+    columns = ["stream", "window", "until", "rows", "labeled", "coverage", "maturity", "touched", "snapshot", "digest"]
+    table = _table("sealed windows", columns)
     for w in sealed:
         table.add_row(
             w["stream"],
@@ -44,12 +50,52 @@ def show_windows(sealed: Sequence[dict[str, Any]], next_ones: Sequence[Candidate
             f"{w['rows']:,}",
             f"{w['labeled']:,}",
             f"{w['coverage']:.1%}",
+            f"{w['maturity']:.1%}",
+            f"{w['touched']:,}",
             str(w["snapshot_id"]),
             w["digest"][:12],
         )
     console.print(table)
-    for candidate in next_ones:
-        console.print(Text(f"{candidate.stream}: window {candidate.window} waits for {candidate.waits_for}"))
+    for candidate, maturity in next_ones:
+        known = "not known yet" if maturity is None else f"{maturity:.1%}"
+        console.print(
+            Text(f"{candidate.stream}: window {candidate.window} waits for {candidate.waits_for}; maturity {known}")
+        )
+
+
+def show_recall(found: Sequence[TouchedWindow], console: Console) -> None:
+    """Print the touched windows and the generations that learned from them."""
+    if not found:
+        console.print(Text("No sealed window was touched: every generation learned from what still holds."))
+        return
+    columns = ["stream", "window", "predictions", "labels_changed", "first_at", "last_at", "generations"]
+    table = _table("touched windows", columns)
+    for w in found:
+        times = (f"{at:%Y-%m-%d %H:%M}" for at in (w.first_at, w.last_at))
+        counts = (f"{w.predictions:,}", f"{w.labels_changed:,}")
+        table.add_row(w.stream, str(w.window), *counts, *times, ", ".join(w.generations) or "none")
+    console.print(table)
+
+
+def show_life(life: Life, console: Console) -> None:
+    """Print one prediction's life."""
+    table = _table(f"prediction {life.prediction_id}", ["at", "what", "record", "event_time", "detail"])
+    for h in life.happenings:
+        event_time = f"{h.event_time:%Y-%m-%d %H:%M:%S}" if h.event_time else ""
+        record = f"{h.topic}[{h.partition}]@{h.offset}"
+        table.add_row(f"{h.at:%Y-%m-%d %H:%M:%S}", h.what, record, event_time, Text(printable(h.detail)))
+    console.print(table)
+    for w in life.windows:
+        touched = ", touched since" if w.touched else ""
+        models = ", ".join(w.models) or "no generation yet"
+        console.print(
+            Text(
+                f"sealed in window {w.window} of {w.stream} at {w.sealed_at:%Y-%m-%d %H:%M}"
+                f" (snapshot {w.snapshot_id}, digest {w.digest[:12]}{touched}); trained on it: {models}"
+            )
+        )
+    if not life.windows:
+        console.print(Text("in no sealed window yet: no model has learned from it"))
 
 
 def _differences(found: Audit) -> list[RenderableType]:
@@ -79,7 +125,7 @@ def _named(b: Balance | OutcomeBalance) -> str:
 
 def _table(title: str, columns: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left")
-    words = {"stream", "day", "id", "kind", "detail", "digest"}
+    words = {"stream", "day", "id", "kind", "detail", "digest", "at", "what", "record", "generations"}
     for name in columns:
         table.add_column(name.replace("_", "-"), justify="left" if name in words else "right", overflow="fold")
     return table

@@ -4,11 +4,13 @@ Window k of a stream is the ground truth with `from_time <= predicted_at < to_ti
 ends where it has the contract's `window_rows` labels. It is sealed, never to change again, when
 
 1. its youngest prediction is older than the horizon: event time has passed `to_time` by it (what arrived early is
-   biased; a cohort that has matured is not),
-2. no prediction of it is pending, and
+   biased; a cohort that has matured is not). With `training.maturity` below 1 it is old enough when that share of the
+   labels of such predictions has come, as measured (`consumers.maturity`),
+2. no prediction of it is pending (with `training.maturity` below 1 some may be: `coverage` says it), and
 3. the join recomputed from the raw events finds the same ground truth for it.
 
-Whoever reads the lake at the window's `snapshot_id` sees exactly the rows that were sealed; `digest` proves it.
+Whoever reads the lake at the window's `snapshot_id` sees exactly the rows that were sealed; `digest` proves it. What
+comes for it later is in the view `touched`.
 """
 
 from __future__ import annotations
@@ -29,11 +31,16 @@ from accrual.errors import LakeConflict, LakeError
 from accrual.kafka import TopicNames
 from accrual.lake import Lake, Move, WritableLake
 from accrual.lake_tables import TABLES
+from consumers.maturity import delay_curve
 from consumers.recompute import EARLIEST, Scope, recompute
 
 # A check waits at least this long after the last one, and ten times as long as that one took.
 _PAUSE_S = 1.0
 _PAUSE_FACTOR = 10.0
+
+# Over the rows of a window, of which there is one for each prediction.
+DIGEST = """sha256(string_agg(concat_ws('|', prediction_id, revision, coalesce(label, '')), chr(10)
+    order by prediction_id))"""
 
 log = logging.getLogger("accrual.sink")
 
@@ -42,7 +49,7 @@ class Candidate(msgspec.Struct, frozen=True):
     """The next window of a stream, as far as it is known.
 
     `labels` of `needed`; `until` once there are enough. `mature_at`: how far event time (`watermark`) must come.
-    `pending` and `differences` are counted once it has come that far, None before.
+    `pending` and `differences` are counted once it has come that far, None before. `maturity`: see `Training`.
     """
 
     stream: str
@@ -52,6 +59,7 @@ class Candidate(msgspec.Struct, frozen=True):
     labels: int
     needed: int
     watermark: datetime | None
+    maturity: float = 1.0
     mature_at: datetime | None = None
     pending: int | None = None
     differences: int | None = None
@@ -59,7 +67,11 @@ class Candidate(msgspec.Struct, frozen=True):
     @property
     def complete(self) -> bool:
         """Whether it can be sealed."""
-        return self.pending == 0 and self.differences == 0
+        return self.pending is not None and not self._held_back and self.differences == 0
+
+    @property
+    def _held_back(self) -> bool:
+        return self.maturity == 1 and bool(self.pending)
 
     @property
     def waits_for(self) -> str:
@@ -69,7 +81,7 @@ class Candidate(msgspec.Struct, frozen=True):
         if self.pending is None:
             now = "none" if self.watermark is None else f"{self.watermark:%Y-%m-%d %H:%M}"
             return f"maturity: event time {self.mature_at:%Y-%m-%d %H:%M}, now {now}"
-        if self.pending:
+        if self._held_back:
             return f"{self.pending} pending predictions"
         if self.differences:
             return f"{self.differences} differences to the recomputation: see accrual audit"
@@ -116,11 +128,15 @@ def next_window(
         labels=found["labels"],
         needed=needed,
         watermark=watermark,
+        maturity=contract.training.maturity,
     )
     until = candidate.until
     if until is None:
         return candidate
-    mature_at = until + timedelta(microseconds=contract.horizon_us)
+    age_us = contract.horizon_us
+    if candidate.maturity < 1 and watermark is not None:
+        age_us = delay_curve(lake, contract, watermark).age_us(candidate.maturity)
+    mature_at = until + timedelta(microseconds=age_us)
     candidate = msgspec.structs.replace(candidate, mature_at=mature_at)
     if watermark is None or watermark < mature_at:
         return candidate
@@ -213,24 +229,29 @@ class Sealer:
             self._wait(candidate)
             return None
         window = self._lake.rows(
-            """
+            f"""
             with cohort as (
                 select prediction_id, revision, label from ground_truth
                 where stream = ? and predicted_at >= ? and predicted_at < ?
-            )
-            select count(*) as rows, count(label) as labeled, count(label) / count(*) as coverage,
-                sha256(string_agg(concat_ws('|', prediction_id, revision, coalesce(label, '')), chr(10)
-                                  order by prediction_id)) as digest
-            from cohort
+            ),
+            everyone as (select count(*) as predictions from compared where predicted)
+            select any_value(predictions) as rows, count(label) as labeled,
+                count(label) / any_value(predictions) as coverage, {DIGEST} as digest
+            from cohort, everyone
             """,
             [stream, candidate.since, candidate.until],
         )[0]
-        window |= {
+        reached = self._lake.rows(
+            'select list(next_offset order by "partition") as reached from offsets where topic = ?',
+            [self._names.ground_truth],
+        )[0]
+        window |= reached | {
             "stream": stream,
             "window": candidate.window,
             "snapshot_id": snapshot,
             "from_time": candidate.since,
             "to_time": candidate.until,
+            "maturity": candidate.maturity,
             "sealed_at": datetime.now(UTC),
         }
         return (

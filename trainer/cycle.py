@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from accrual.bundle import Manifest, load_or_make_signing_key
+from accrual.bundle import Manifest
 from accrual.config import Config
 from accrual.contract import Contract
 from accrual.encoder import Encoder, base_folder
@@ -28,6 +28,7 @@ from accrual.lake import open_lake
 from accrual.ledger import Generation, Run
 from accrual.predictor import Predictor
 from accrual.scores import indices_of
+from accrual.signing import load_or_make_signing_key
 from trainer.calibrate import calibrate
 from trainer.evaluate import Scored, ece_of, score
 from trainer.finetune import TrainingFailed, fine_tune
@@ -45,7 +46,7 @@ class Trainer:
     """Runs the cycles of all streams that have a contract, one step at a time."""
 
     def __init__(self, config: Config, contracts: Mapping[str, Contract], ledger: Ledger) -> None:
-        """Raises BundleError when the signing key cannot be used."""
+        """Raises SigningKeyError when the signing key cannot be used."""
         self._config = config
         self._contracts = contracts
         self._ledger = ledger

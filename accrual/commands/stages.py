@@ -18,6 +18,7 @@ STAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "sink": ("Run a sink, which fills the lake.", "consumers", ("sink",)),
     "audit": ("Recompute the join from the raw events: do the books balance?", "consumers", ("audit",)),
     "windows": ("List the sealed windows.", "consumers", ("windows",)),
+    "recall": ("List sealed windows that changed since, and the models made from them.", "consumers", ("recall",)),
     "train": ("Run the trainer: fine-tune, evaluate, gate, publish.", "trainer", ()),
 }
 

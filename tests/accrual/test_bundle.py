@@ -11,12 +11,12 @@ from accrual.bundle import (
     SIGNATURE,
     Manifest,
     drafted,
-    load_or_make_signing_key,
     read_manifest,
     seal_bundle,
     verify_bundle,
 )
-from accrual.errors import BundleError
+from accrual.errors import BundleError, SigningKeyError
+from accrual.signing import load_or_make_signing_key
 
 FACTS = Manifest(
     stream="s",
@@ -115,5 +115,5 @@ def test_the_key_is_made_once_and_is_private(tmp_path: Path, key: Ed25519Private
     assert again.private_bytes_raw() == key.private_bytes_raw()
     assert (tmp_path / "keys" / "signing.key").stat().st_mode & 0o077 == 0
     public.write_text("not a key")
-    with pytest.raises(BundleError, match="not the public half"):
+    with pytest.raises(SigningKeyError, match="not the public half"):
         load_or_make_signing_key(tmp_path / "keys" / "signing.key", public)

@@ -7,12 +7,16 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 
+import pyarrow as pa
 import pytest
 
 from accrual.config import Config
+from accrual.errors import LakeError
 from accrual.lake import WritableLake, open_lake_for_writing
+from accrual.lake_tables import TABLES
 from consumers.audit import Audit, audit
 from consumers.recompute import Scope
+from consumers.windows import Sealer
 from tests.consumers.conftest import START, STREAM, World, settings
 
 FullLake = Callable[[int], WritableLake]
@@ -160,16 +164,84 @@ def test_a_day_is_audited_alone(world: World, full_lake: FullLake) -> None:
     assert not books(world, lake).balanced
 
 
+def test_only_what_came_after_a_snapshot_is_audited(world: World, lake: WritableLake) -> None:
+    world.minutes(0, 100)
+    world.pour(lake)
+    before = lake.snapshot_id()
+    p = world.prediction(20)
+    world.minutes(100, 100)
+    world.send(world.outcome(p, timedelta(hours=20), "high"))  # an old prediction of which something came
+    world.let_time_pass()
+    world.pour(lake)
+    everything, later = books(world, lake), books(world, lake, Scope(changed_since=before))
+    assert [d.id for d in everything.differences] == [d.id for d in later.differences] == ["p-000020"]
+    counted = [sum(b.captured for b in found.balances) for found in (everything, later)]
+    assert counted[1] < counted[0]
+    assert sum(b.labeled + b.expired for b in later.balances) == 103
+    for one, where in (("p-000010", everything), ("p-000150", later)):
+        lake.rows(f"update ground_truth_history set model = 'm@9' where prediction_id = '{one}'")
+        assert one not in {d.id for d in where.differences}
+    assert {d.id for d in books(world, lake, Scope(changed_since=before)).differences} == {"p-000020", "p-000150"}
+    assert {d.id for d in books(world, lake).differences} == {"p-000010", "p-000020", "p-000150"}
+    with pytest.raises(LakeError, match=r"no snapshot|at version"):
+        books(world, lake, Scope(changed_since=99_999))
+
+
+def run(config: Config, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "consumers", *arguments]
+    env = {**os.environ, **config.environment(), "COLUMNS": "160"}
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+
+def test_a_record_is_signed_and_an_altered_one_is_not_believed(config: Config, full_lake: FullLake) -> None:
+    full_lake(100)
+    assert run(config, "audit", "--no-record").returncode == 0
+    assert not (config.state_dir / "audits").exists()
+    done = run(config, "audit", "--stream", STREAM)
+    [record] = (config.state_dir / "audits").glob("*.json")
+    assert str(record) in done.stdout.replace("\n", "")
+    verified = run(config, "audit", "--verify", str(record))
+    assert verified.returncode == 0, verified.stderr
+    assert "The books balance" in verified.stdout
+    record.write_text(record.read_text().replace('"pending": 0', '"pending": 1'))
+    refused = run(config, "audit", "--verify", str(record))
+    assert refused.returncode == 1
+    assert "either it was altered" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_prediction_is_explained(config: Config, world: World, lake: WritableLake) -> None:
+    p = world.prediction(7)
+    world.minutes(0, 100)
+    world.refuse(world.send(world.prediction(7, "\x1b[31mred")), "conflicting_prediction")
+    world.let_time_pass()
+    world.pour(lake)
+    done = run(config, "audit", "--explain", p.prediction_id)
+    assert done.returncode == 0, done.stderr
+    told = done.stdout
+    for word in ("prediction", "outcome", "ground truth", "revision 1", "in no sealed window yet"):
+        assert word in told
+    assert "\x1b[31m" not in told
+    sealer = Sealer(lake, world.contracts, world.names)
+    assert sealer.seal(world.guard(lake))
+    generation = {"stream": STREAM, "version": 1, "model": f"{STREAM}@1", "windows": [1], "offset": 0}
+    lake.append({"generations": pa.Table.from_pylist([generation], TABLES["generations"])})
+    told = " ".join(run(config, "audit", "--explain", p.prediction_id).stdout.split())
+    assert f"sealed in window 1 of {STREAM}" in told
+    assert f"trained on it: {STREAM}@1" in told
+    unknown = run(config, "audit", "--explain", "nobody")
+    assert unknown.returncode == 1
+    assert "has nothing with prediction id 'nobody'" in unknown.stderr
+
+
 def test_the_command_prints_the_ids_and_ends_with_1(config: Config, world: World, full_lake: FullLake) -> None:
     lake = full_lake(100)
     report = config.state_dir / "audit.json"
-    command = [sys.executable, "-m", "consumers", "audit", "--json", str(report)]
-    env = {**os.environ, **config.environment(), "COLUMNS": "160"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    done = run(config, "audit", "--json", str(report))
     assert done.returncode == 0, done.stderr
     assert "The books balance" in done.stdout
     lake.rows("update ground_truth_history set label = 'urgent' where prediction_id = 'p-000001'")
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    done = run(config, "audit", "--json", str(report))
     assert done.returncode == 1
     assert "p-000001" in done.stdout
     written = json.loads(report.read_text())
