@@ -16,6 +16,7 @@ import fcntl
 import importlib.util
 import os
 import random
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -306,6 +307,7 @@ def _connect(config: Config) -> duckdb.DuckDBPyConnection:
     for name in ("ducklake", "sqlite_scanner" if local else "postgres_scanner", *(["httpfs"] if remote else [])):
         connection.execute(f"LOAD {_quoted(str(_extension(name)))}")
     connection.execute("SET TimeZone = 'UTC'")
+    connection.execute(f"SET enable_progress_bar = {sys.stdout.isatty()}")  # it is drawn on standard output
     connection.execute(f"SET temp_directory = {_quoted(str(config.state_dir / 'lake' / 'spill'))}")
     if remote:
         connection.execute(_s3_secret(config))
