@@ -7,7 +7,9 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
+import urllib.request
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -81,7 +83,7 @@ def postgres_catalog(postgres: Any, prefix: str) -> str:
 
 @pytest.fixture(scope="session")
 def s3_program() -> Path | None:
-    """An S3 server to start, built from source the first time; None where there is no Go, or it cannot fetch it."""
+    """An S3 server that keeps files, built from source the first time; None where there is no Go, or it cannot."""
     program = cache_dir() / "bin" / "versitygw"
     go = shutil.which("go")
     if go is not None and not program.is_file():
@@ -90,37 +92,37 @@ def s3_program() -> Path | None:
 
 
 @pytest.fixture(scope="session")
-def s3_server(s3_program: Path | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """Address of an S3 server and the folder of its buckets."""
-    if s3_program is None:
-        pytest.skip("the S3 server is built from source: install Go")
+def s3_server(s3_program: Path | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path | None]]:
+    """Address of an S3 server and the folder of its buckets; None without Go: then it is moto's, in memory."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = "{}:{}".format(*free.getsockname())
-    folder = tmp_path_factory.mktemp("s3")
-    options = ["--port", address, "--access", "key", "--secret", "secret", "--quiet"]
-    with subprocess.Popen(
-        [s3_program, *options, "posix", "--sidecar", str(tmp_path_factory.mktemp("s3-metadata")), str(folder)],
-        stdout=subprocess.DEVNULL,
-    ) as server:
-        host, port = address.split(":")
-        until = time.monotonic() + 20
+        host, port = free.getsockname()
+    folder = tmp_path_factory.mktemp("s3") if s3_program else None
+    command: list[str | Path] = [sys.executable, "-m", "moto.server", "--host", host, "--port", str(port)]
+    if s3_program and folder:
+        options = ["--port", f"{host}:{port}", "--access", "key", "--secret", "secret", "--quiet"]
+        command = [s3_program, *options, "posix", "--sidecar", tmp_path_factory.mktemp("s3-metadata"), folder]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        until = time.monotonic() + 30
         while True:
             try:
-                socket.create_connection((host, int(port))).close()
+                socket.create_connection((host, port)).close()
                 break
             except OSError:
                 assert time.monotonic() < until, "the S3 server does not answer"
                 time.sleep(0.1)
-        yield address, folder
+        yield f"{host}:{port}", folder
         server.terminate()
 
 
 @pytest.fixture
-def s3_bucket(s3_server: tuple[str, Path], prefix: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+def s3_bucket(s3_server: tuple[str, Path | None], prefix: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
     """Address of the S3 server and a bucket of the test's own; the environment has its keys."""
     address, folder = s3_server
-    (folder / prefix).mkdir()
+    if folder:
+        (folder / prefix).mkdir()
+    else:
+        urllib.request.urlopen(urllib.request.Request(f"http://{address}/{prefix}", method="PUT")).close()
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     return address, prefix

@@ -6,7 +6,6 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -21,14 +20,10 @@ TABLES = ("predictions", "outcomes", "ground_truth_history", "dead_letters")
 
 
 @pytest.fixture
-def config(
-    request: pytest.FixtureRequest, config: Config, postgres_catalog: str, s3_program: Path | None, tmp_path: Path
-) -> Config:
-    """The production shape; only where there is no S3 server, the data is in a folder."""
-    lake = Lake(catalog=postgres_catalog, data=str(tmp_path / "data"))
-    if s3_program is not None:
-        endpoint, bucket = request.getfixturevalue("s3_bucket")
-        lake = Lake(catalog=postgres_catalog, data=f"s3://{bucket}/lake", s3_endpoint=endpoint, s3_use_ssl=False)
+def config(config: Config, postgres_catalog: str, s3_bucket: tuple[str, str]) -> Config:
+    """The production shape."""
+    endpoint, bucket = s3_bucket
+    lake = Lake(catalog=postgres_catalog, data=f"s3://{bucket}/lake", s3_endpoint=endpoint, s3_use_ssl=False)
     return msgspec.structs.replace(config, lake=lake)
 
 
