@@ -47,9 +47,10 @@ from accrual.kafka import (
 )
 from streams import telemetry
 from streams.join import Entry
-from streams.partition import Arrival, Arrivals, Drained, Partition, Turn
+from streams.partition import Partition
 from streams.recovery import changelog_bounds, check_changelog, is_current, recover, stands_on
 from streams.state import State, StateBroken, entity_key, entry_key
+from streams.turn import Arrival, Arrivals, Drained, Turn
 
 log = logging.getLogger(__name__)
 

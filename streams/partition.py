@@ -6,25 +6,18 @@ A turn is everything that is to be committed together. Nothing here talks to Kaf
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import cast
 
 import msgspec
 
 from accrual.contract import Contract
-from accrual.events import DeadLetter, Outcome, Prediction, Tick, instant, microseconds
+from accrual.events import Prediction, Tick, instant, microseconds
 from accrual.kafka import TopicNames
-from streams import entity as by_entity
-from streams.entity import Entity, Made
+from streams.claims import Claims, Entries
 from streams.join import (
     Entry,
-    Letter,
     Progress,
-    Row,
-    Step,
-    Waiting,
     advance,
     apply_outcome,
     apply_prediction,
@@ -36,75 +29,10 @@ from streams.join import (
     seen_of,
 )
 from streams.routing import partitions_of
-from streams.state import Record, State, Timer, entity_key, entity_timers, entry_key, progress_key, split_entry_key
+from streams.state import State, entry_key, progress_key, split_entry_key
+from streams.turn import Arrival, Arrivals, Drained, Turn
 
-TIMERS_PER_TURN = 20_000
 LOOKED_AT = 1_000  # timers, for the oldest pending prediction
-
-Entries = dict[bytes, Entry | None]
-Entities = dict[bytes, Entity | None]
-
-
-class Arrival(msgspec.Struct, frozen=True, gc=False):
-    """A valid event with its place in its topic and its original bytes.
-
-    `key` is its entry's (of a claim its entity's), `id_` the record's; `at` is the event's time in microseconds.
-    """
-
-    key: bytes
-    id_: bytes
-    offset: int
-    event: Prediction | Outcome
-    at: int
-    record: bytes
-
-
-@dataclass(slots=True)
-class Arrivals:
-    """The valid events of one batch and partition, of each topic in the order of their offsets; and the ticks.
-
-    `claims` are outcomes that name an entity; `outcomes` those that name their prediction.
-    """
-
-    predictions: list[Arrival] = field(default_factory=list)
-    outcomes: list[Arrival] = field(default_factory=list)
-    claims: list[Arrival] = field(default_factory=list)
-    ticks: list[Tick] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return bool(self.predictions or self.outcomes or self.claims or self.ticks)
-
-
-class Drained(msgspec.Struct, frozen=True):
-    """Which of a partition's two topics have nothing more to read at the moment."""
-
-    predictions: bool = False
-    outcomes: bool = False
-
-
-@dataclass(slots=True)
-class Turn:
-    """What one batch of one partition led to.
-
-    `records` are for the changelog and the state; `rows` for ground truth, by the prediction's key; `strays` belong
-    into another partition of their topic, by its number; `ticks` are to be written to this partition of the
-    predictions; `counts`: what became of the events; `pending`: how many more predictions of a stream are pending, or
-    fewer; `delays`: from prediction to outcome in microseconds, of those labeled for the first time. `soonest`,
-    `timers` and `fired` are for the state: see `State.save`. `more_due`: more timers than one turn takes.
-    """
-
-    records: list[Record] = field(default_factory=list)
-    rows: list[tuple[bytes, bytes]] = field(default_factory=list)
-    letters: list[DeadLetter] = field(default_factory=list)
-    strays: list[tuple[int, Arrival]] = field(default_factory=list)
-    ticks: list[Tick] = field(default_factory=list)
-    pending: Counter[str] = field(default_factory=Counter)
-    delays: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
-    soonest: dict[str, int] = field(default_factory=dict)
-    timers: list[Timer] = field(default_factory=list)
-    fired: list[bytes] = field(default_factory=list)
-    more_due: bool = False
-    counts: Counter[str] = field(default_factory=Counter)
 
 
 class Partition:
@@ -124,25 +52,26 @@ class Partition:
 
     def turn(self, arrivals: Arrivals, drained: Drained, now: float) -> Turn:
         """Join a batch and let event time pass. `now`: seconds of a clock that never jumps. Raises StateBroken."""
-        turn = Turn()
+        turn = Turn(self._number, self._topics)
         both = [*arrivals.predictions, *arrivals.outcomes]
         before = self.state.entries({arrival.key for arrival in both})
         entries = dict(before)
-        known = self._entities_of(arrivals) if self._joins_entities else {}
-        entities = dict(known)
-        strays = self._find_strays({**before, **known}, [*both, *arrivals.claims])
+        claims = Claims(turn, self.state, self._contracts, arrivals) if self._joins_entities else None
+        known = {**before, **claims.known} if claims else before
+        strays = self._find_strays(known, [*both, *arrivals.claims])
         # Predictions go before outcomes of the same batch: fewer must wait.
         times = {}
         for topic, some in (("predictions", arrivals.predictions), ("outcomes", arrivals.outcomes)):
-            times[topic] = self._join(turn, entries, entities, some, strays)
-        times["outcomes"] |= self._keep_claims(turn, entities, arrivals.claims, strays)
+            times[topic] = self._join(turn, entries, claims, some, strays)
+        if claims:
+            times["outcomes"] |= claims.keep(arrivals.claims, strays)
         self._add_ticks(times, arrivals.ticks)
         progress = self._advance(turn, times, drained)
         if drained.predictions and drained.outcomes:
             turn.ticks = self._tick(progress, times, now)
-        if self._joins_entities:
-            self._settle_claims(turn, known, entities, before, entries, progress)
-            self._remember_entities(turn, known, entities)
+        if claims:
+            claims.settle(before, entries, progress)
+            claims.remember()
         turn.counts["labeled"] += len(turn.rows)
         self._fire(turn, before, entries, progress)
         self._remember(turn, before, entries)
@@ -173,14 +102,6 @@ class Partition:
             return min(moments, default=None)
         return last - contract.horizon_us
 
-    def _entities_of(self, arrivals: Arrivals) -> Entities:
-        """What is known of the entities of a batch."""
-        keys = {claim.key for claim in arrivals.claims}
-        for arrival in arrivals.predictions:
-            if arrival.event.entity is not None:
-                keys.add(entity_key(arrival.event.stream, arrival.event.entity))
-        return self.state.entities(keys)
-
     def _find_strays(self, before: Mapping[bytes, object], arrivals: Sequence[Arrival]) -> dict[bytes, int]:
         """Keys of which nothing is known here and that belong elsewhere, with the number of their home partition."""
         new = {arrival.key: arrival.id_ for arrival in arrivals if before[arrival.key] is None}
@@ -191,7 +112,7 @@ class Partition:
         self,
         turn: Turn,
         entries: Entries,
-        entities: Entities,
+        claims: Claims | None,
         arrivals: Sequence[Arrival],
         strays: Mapping[bytes, int],
     ) -> defaultdict[str, list[int]]:
@@ -208,8 +129,8 @@ class Partition:
             if isinstance(event, Prediction):
                 watermark = watermarks.get(stream, 0)
                 step = apply_prediction(before, contract, event, at, arrival.offset, arrival.record, watermark)
-                if contract.join is not None and before is None and step.entry is not None:
-                    step = _enter(entities, contract, event, arrival, step)
+                if claims and contract.join is not None and before is None and step.entry is not None:
+                    step = claims.enter(contract, event, arrival, step)
                 first = step.row is not None
                 if step.entry is not before and not first:
                     turn.pending[stream] += 1
@@ -220,29 +141,10 @@ class Partition:
                     turn.pending[stream] -= 1
             entries[key] = step.entry
             if step.row is not None:
-                _emit(turn, contract, event.prediction_id or "", step.row, first)
+                turn.emit(contract, event.prediction_id or "", step.row, first)
             if step.dropped or step.letters:
-                self._set_aside(turn, step, stream, event.prediction_id, arrival.id_)
+                turn.set_aside(step, stream, event.prediction_id, arrival.id_)
             times[stream].append(at)
-        return times
-
-    def _keep_claims(
-        self, turn: Turn, entities: Entities, claims: Sequence[Arrival], strays: Mapping[bytes, int]
-    ) -> defaultdict[str, list[int]]:
-        """Outcomes that name an entity wait until it is known whose they are; returns their times by stream."""
-        times: defaultdict[str, list[int]] = defaultdict(list)
-        for claim in claims:
-            if claim.key in strays:
-                turn.strays.append((strays[claim.key], claim))
-                continue
-            event = cast(Outcome, claim.event)
-            seen = seen_of(self._contracts[event.stream], event, claim.at)
-            with_it = by_entity.add_outcome(entities[claim.key], Waiting(seen, claim.offset, claim.record))
-            if with_it is None:
-                turn.counts["duplicate_outcome"] += 1
-            else:
-                entities[claim.key] = with_it
-            times[event.stream].append(claim.at)
         return times
 
     def _add_ticks(self, times: Mapping[str, defaultdict[str, list[int]]], ticks: Sequence[Tick]) -> None:
@@ -287,75 +189,10 @@ class Partition:
             if stream in self._contracts
         }
 
-    def _due(self, turn: Turn, timers: str, watermark: int) -> list[str]:
-        """What has a timer that is due, as far as one turn may go; the timers fire with the turn."""
-        found = self.state.due(timers, watermark, TIMERS_PER_TURN)
-        turn.fired += found.keys
-        turn.timers += found.later
-        turn.more_due |= len(found.ids) >= TIMERS_PER_TURN
-        return found.ids
-
-    def _settle_claims(
-        self,
-        turn: Turn,
-        known: Entities,
-        entities: Entities,
-        before: Entries,
-        entries: Entries,
-        progress: Mapping[str, Progress],
-    ) -> None:
-        """Outcomes that a watermark has passed go to their predictions; what has none is an orphan."""
-        for stream, now in progress.items():
-            contract, timers = self._contracts[stream], entity_timers(stream)
-            if contract.join is None:
-                continue
-            names = {entity_key(stream, name): name for name in self._due(turn, timers, now.watermark)}
-            others = self.state.entities(names.keys() - entities.keys())
-            known.update(others)
-            entities.update(others)
-            claims: list[by_entity.Claim] = []
-            for key, name in names.items():
-                entity = entities[key]
-                if entity is None:
-                    continue  # it was forgotten, and this timer is a leftover
-                passed = by_entity.on_time(entity, contract, now.watermark)
-                entities[key] = passed.entity
-                claims += passed.claims
-                self._set_aside(turn, Step(None, letters=passed.orphans), stream, None, name.encode())
-                if passed.entity is not None:
-                    turn.timers.append((timers, by_entity.due(passed.entity, contract), name))
-            more = self.state.entries({entry_key(stream, claim.prediction_id) for claim in claims} - entries.keys())
-            before.update(more)
-            entries.update(more)
-            for claim in claims:
-                key = entry_key(stream, claim.prediction_id)
-                entry, outcome = entries[key], claim.outcome
-                step = apply_outcome(entry, contract, outcome.seen, outcome.offset, outcome.record)
-                entries[key] = step.entry
-                if step.row is not None:
-                    first = entry is not None and is_pending(entry, contract)
-                    turn.pending[stream] -= first
-                    _emit(turn, contract, claim.prediction_id, step.row, first)
-
-    def _remember_entities(self, turn: Turn, known: Entities, entities: Entities) -> None:
-        """The same for entities as `_remember` does for entries."""
-        for key, entity in entities.items():
-            old = known[key]
-            if entity == old:
-                continue
-            turn.records.append((key, None if entity is None else pack(entity)))
-            if entity is not None:
-                stream, name = split_entry_key(key)
-                contract, timers = self._contracts[stream], entity_timers(stream)
-                when = by_entity.due(entity, contract)
-                turn.soonest[timers] = min(when, turn.soonest.get(timers, when))
-                if old is not None and when < by_entity.due(old, contract):
-                    turn.timers.append((timers, when, name))
-
     def _fire(self, turn: Turn, before: Entries, entries: Entries, progress: Mapping[str, Progress]) -> None:
         """Let the watermarks do their work: entries whose timers are due, as far as one turn may go."""
         for stream, now in progress.items():
-            due_ids = self._due(turn, stream, now.watermark)
+            due_ids = turn.take_due(self.state, stream, now.watermark)
             ids = {entry_key(stream, prediction_id): prediction_id for prediction_id in due_ids}
             more = self.state.entries(ids.keys() - entries.keys())
             before.update(more)
@@ -371,7 +208,7 @@ class Partition:
                     turn.rows.append((prediction_id.encode(), ground_truth(step.row, contract, prediction_id)))
                     turn.counts["expired"] += 1
                     turn.pending[stream] -= 1
-                self._set_aside(turn, step, stream, prediction_id, prediction_id.encode())
+                turn.set_aside(step, stream, prediction_id, prediction_id.encode())
                 if step.entry is not None:
                     turn.timers.append((stream, due(step.entry, contract), prediction_id))
 
@@ -392,39 +229,3 @@ class Partition:
                 when = due(entry, contract)
                 if when < due(old, contract):
                     timers.append((stream, when, prediction_id))
-
-    def _set_aside(self, turn: Turn, step: Step, stream: str, prediction_id: str | None, key: bytes) -> None:
-        """Count what was dropped, and keep what is a dead letter; `key` is the record's."""
-        for dropped in step.dropped:
-            turn.counts[dropped] += 1
-        for letter in step.letters:
-            turn.letters.append(
-                DeadLetter(
-                    reason=letter.reason,
-                    detail=letter.detail,
-                    topic=getattr(self._topics, letter.topic),
-                    partition=self._number,
-                    offset=letter.offset,
-                    key=key,
-                    value=letter.record,
-                    stream=stream,
-                    prediction_id=prediction_id,
-                )
-            )
-
-
-def _enter(entities: Entities, contract: Contract, event: Prediction, arrival: Arrival, step: Step) -> Step:
-    """A new prediction of an entity: its step, unless an outcome that would be its own was given away before."""
-    key, made = entity_key(event.stream, event.entity or ""), Made(arrival.at, event.prediction_id)
-    if by_entity.is_refused(entities[key], contract, made):
-        detail = f"made at {instant(made.predicted_at).isoformat()}; an outcome after it was given to another before"
-        return Step(None, letters=(Letter("too_old", detail, "predictions", arrival.offset, arrival.record),))
-    entities[key] = by_entity.add_prediction(entities[key], made)
-    return step
-
-
-def _emit(turn: Turn, contract: Contract, prediction_id: str, row: Row, first: bool) -> None:
-    """A labeled row; if it is the prediction's `first`, it counts for the delay of labels."""
-    turn.rows.append((prediction_id.encode(), ground_truth(row, contract, prediction_id)))
-    if first and row.outcome is not None:
-        turn.delays[contract.stream].append(row.outcome.observed_at - row.said.predicted_at)

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from accrual import metrics
 from accrual.contract import Contract
 from accrual.events import DeadLetter
-from streams.partition import Partition, Turn
+from streams.partition import Partition
+from streams.turn import Turn
 
 
 def count(turns: Iterable[Turn], rejected: Iterable[DeadLetter], seconds: float) -> None:

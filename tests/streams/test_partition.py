@@ -26,8 +26,9 @@ from accrual.events import (
 )
 from accrual.kafka import TopicNames, partition_of
 from streams.join import Entry, apply_outcome, apply_prediction, ground_truth, is_pending, seen_of
-from streams.partition import Arrival, Arrivals, Drained, Partition
+from streams.partition import Partition
 from streams.state import State, entity_key, entry_key
+from streams.turn import Arrival, Arrivals, Drained
 
 HOUR = 3_600_000_000
 START = 490_000 * HOUR

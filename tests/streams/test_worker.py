@@ -51,7 +51,8 @@ from accrual.kafka import (
     transactional_producer,
 )
 from streams import loop, recovery
-from streams.partition import Partition, Turn
+from streams.partition import Partition
+from streams.turn import Turn
 
 PARTITIONS = 3
 START = datetime(2026, 3, 1, tzinfo=UTC)
@@ -519,7 +520,7 @@ def test_a_worker_that_is_stopped_while_it_recovers_joins_nothing(
 
     def joining(*_arguments: Any) -> Turn:
         joined.append(True)
-        return Turn()
+        return Turn(0, TopicNames(config.topics.prefix))
 
     join = loop.JoinLoop(config, load_contracts(Path(config.contracts)), "worker")
     monkeypatch.setattr(loop, "recover", lambda *_: join.stop())
