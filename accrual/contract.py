@@ -20,6 +20,7 @@ import yaml
 from accrual.errors import ContractError, Rejected
 from accrual.expression import Node, evaluator, label_text, parse
 from accrual.label_rule import Label, inconsistencies, summand
+from accrual.quality_rules import Quality, mistakes
 
 MAX_ID_LENGTH = 128
 REMEMBERED_VALUES = 20_000  # about a batch
@@ -171,6 +172,7 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
     max_ahead: str = "1d"
     idle: str = "10m"
     gate: Gate = msgspec.field(default_factory=Gate)
+    quality: Quality = msgspec.field(default_factory=Quality)
 
     @cached_property
     def horizon_us(self) -> int:
@@ -372,6 +374,7 @@ def _inconsistencies(contract: Contract) -> list[tuple[str, str]]:
                 "names no input; write e.g. '{" + next(iter(contract.inputs), "text") + "}'",
             )
         )
+    found += mistakes(contract.quality, {name: field.type for name, field in contract.inputs.items()})
     training, gate = contract.training, contract.gate
     bounds: list[tuple[str, bool, str]] = [
         ("training.window_rows", training.window_rows >= 10, "must be at least 10"),

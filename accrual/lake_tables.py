@@ -153,6 +153,43 @@ TABLES: dict[str, pa.Schema] = {
             ("sealed_at", TIME),
         ]
     ),
+    # Rows of sealed windows that broke a rule of the contract's `quality`, or are suspected of a wrong label.
+    "quarantine": pa.schema(
+        [
+            ("stream", pa.string()),
+            ("window", pa.int32()),
+            ("prediction_id", pa.string()),
+            ("revision", pa.int32()),
+            ("rule", pa.string()),
+            ("detail", pa.string()),
+            ("at", TIME),
+        ]
+    ),
+    # What a person decided about quarantined rows: structs of accrual.ledger; `rule` is null for all of them.
+    "decisions": pa.schema(
+        [
+            ("stream", pa.string()),
+            ("prediction_id", pa.string()),
+            ("rule", pa.string()),
+            ("state", pa.string()),
+            ("by", pa.string()),
+            ("note", pa.string()),
+            ("at", TIME),
+            ("offset", pa.int64()),
+        ]
+    ),
+    # What was measured when a window was sealed: `bound` is the contract's at that time, null if there was none.
+    "quality": pa.schema(
+        [
+            ("stream", pa.string()),
+            ("window", pa.int32()),
+            ("measure", pa.string()),
+            ("of", pa.string()),
+            ("value", pa.float64()),
+            ("bound", pa.float64()),
+            ("at", TIME),
+        ]
+    ),
     # Ranges of offsets in the topics of raw events that hold no record: the broker's transaction markers.
     "markers": pa.schema(
         [
@@ -208,5 +245,14 @@ VIEWS: dict[str, str] = {
         select stream, "window", prediction_id, arg_max(label, revision) filter (not later) as sealed_label,
             arg_max(label, revision) as label, min(arrived_at) filter (later) as touched_at
         from sealed_rows group by stream, "window", prediction_id having bool_or(later)
+    """,
+    # Quarantined rows with their state: `quarantined` until a person decides, then `released` or `rejected`.
+    "quarantined": """
+        select q.*, coalesce(d.state, 'quarantined') as state, d."by", d.note, d."at" as decided_at
+        from quarantine q left join decisions d
+            on d.stream = q.stream and d.prediction_id = q.prediction_id and (d.rule is null or d.rule = q.rule)
+        qualify row_number() over (
+            partition by q.stream, q."window", q.prediction_id, q.rule order by d."offset" desc nulls last
+        ) = 1
     """,
 }

@@ -1,7 +1,8 @@
-"""What the trainer says: the ledger of runs and evaluations, and the announcement of a champion.
+"""What the trainer says: the ledger of runs and evaluations, and the announcement of a champion; what people decide.
 
-`Run` and `Evaluation` go to the training topic, `Generation` to the models topic (compacted, keyed by stream). One
-Kafka transaction carries a verdict with all its records, so that a trainer that is killed and restarted repeats none.
+`Run`, `Evaluation` and `Decision` go to the training topic, `Generation` to the models topic (compacted, keyed by
+stream). One Kafka transaction carries a verdict with all its records, so that a trainer that is killed and restarted
+repeats none.
 """
 
 from __future__ import annotations
@@ -78,6 +79,19 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True, tag="evaluation", ta
     at: Time
 
 
-LedgerEntry = Run | Evaluation
+class Decision(msgspec.Struct, frozen=True, kw_only=True, tag="decision", tag_field="type"):
+    """What a person decided about a quarantined row; of several, the last one holds. `rule`: None for all of them."""
+
+    v: int = VERSION
+    stream: str
+    prediction_id: str
+    rule: str | None
+    state: Literal["quarantined", "released", "rejected"]
+    by: str
+    note: str
+    at: Time
+
+
+LedgerEntry = Run | Evaluation | Decision
 decode_ledger_entry = msgspec.json.Decoder(LedgerEntry).decode
 decode_generation = msgspec.json.Decoder(Generation).decode

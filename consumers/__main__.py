@@ -27,6 +27,7 @@ from consumers.audit_record import public_key_of, verify_record, write_record
 from consumers.explain import explain as life_of
 from consumers.maturity import maturity
 from consumers.progress import Progress, serving
+from consumers.quality_report import window_report
 from consumers.recall import touched_windows
 from consumers.recompute import EARLIEST, LATEST, Scope
 from consumers.views import show_audit, show_life, show_recall, show_windows
@@ -112,10 +113,17 @@ def audit(
         raise typer.Exit(1)
 
 
-@app.command(epilog="Examples:  accrual windows --stream support-intents   |   accrual windows --json")
+@app.command(
+    epilog="Examples:  accrual windows --stream support-intents   |   accrual windows --json"
+    "   |   accrual windows --stream support-intents --report 3 --to window-3.html"
+)
 def windows(
     stream: Annotated[str | None, typer.Option(help="Only windows of this stream.")] = None,
     json: Annotated[bool, typer.Option("--json", help="For a program.")] = False,
+    report: Annotated[
+        int | None, typer.Option(min=1, metavar="WINDOW", help="Instead: write the quality report of this window.")
+    ] = None,
+    to: Annotated[Path, typer.Option(metavar="FILE", help="Where the report goes.")] = Path("window.html"),
 ) -> None:
     """List the sealed windows, and what the next one of each stream still waits for.
 
@@ -123,6 +131,13 @@ def windows(
     delays of all predictions of the stream.
     """
     config, contracts = _configured(stream)
+    if report is not None:
+        if stream is None:
+            raise typer.BadParameter("--report needs --stream")
+        with open_lake(config) as lake:
+            to.write_text(window_report(lake, stream, report), encoding="utf-8")
+        typer.echo(f"{to}: the quality of window {report} of {stream}")
+        return
     names = TopicNames(config.topics.prefix)
     with open_lake(config) as newest:
         snapshot = newest.snapshot_id()

@@ -6,8 +6,10 @@ ends where it has the contract's `window_rows` labels. It is sealed, never to ch
 1. its youngest prediction is older than the horizon: event time has passed `to_time` by it (what arrived early is
    biased; a cohort that has matured is not). With `training.maturity` below 1 it is old enough when that share of the
    labels of such predictions has come, as measured (`consumers.maturity`),
-2. no prediction of it is pending (with `training.maturity` below 1 some may be: `coverage` says it), and
-3. the join recomputed from the raw events finds the same ground truth for it.
+2. no prediction of it is pending (with `training.maturity` below 1 some may be: `coverage` says it),
+3. the join recomputed from the raw events finds the same ground truth for it, and
+4. it is within the bounds of the contract's `quality` (`consumers.quality`). Rows that break its rules are quarantined
+   with the seal.
 
 Whoever reads the lake at the window's `snapshot_id` sees exactly the rows that were sealed; `digest` proves it. What
 comes for it later is in the view `touched`.
@@ -32,6 +34,7 @@ from accrual.kafka import TopicNames
 from accrual.lake import Lake, Move, WritableLake
 from accrual.lake_tables import TABLES
 from consumers.maturity import delay_curve
+from consumers.quality import Inspection, inspect
 from consumers.recompute import EARLIEST, Scope, recompute
 
 # A check waits at least this long after the last one, and ten times as long as that one took.
@@ -63,15 +66,12 @@ class Candidate(msgspec.Struct, frozen=True):
     mature_at: datetime | None = None
     pending: int | None = None
     differences: int | None = None
+    inspection: Inspection | None = None
 
     @property
     def complete(self) -> bool:
         """Whether it can be sealed."""
-        return self.pending is not None and not self._held_back and self.differences == 0
-
-    @property
-    def _held_back(self) -> bool:
-        return self.maturity == 1 and bool(self.pending)
+        return self.inspection is not None and not self.inspection.broken
 
     @property
     def waits_for(self) -> str:
@@ -81,10 +81,13 @@ class Candidate(msgspec.Struct, frozen=True):
         if self.pending is None:
             now = "none" if self.watermark is None else f"{self.watermark:%Y-%m-%d %H:%M}"
             return f"maturity: event time {self.mature_at:%Y-%m-%d %H:%M}, now {now}"
-        if self._held_back:
+        if self.pending and self.maturity == 1:
             return f"{self.pending} pending predictions"
         if self.differences:
             return f"{self.differences} differences to the recomputation: see accrual audit"
+        if self.inspection is not None and self.inspection.broken:
+            measures = "; ".join(measure.said for measure in self.inspection.broken)
+            return f"quality: {measures} (the contract's quality.bounds)"
         return "the sink to seal it"
 
 
@@ -106,7 +109,9 @@ def next_window(
 ) -> Candidate:
     """The window after the last sealed one; the costly checks only once it is mature."""
     contract = contracts[stream]
-    last = lake.rows('select max("window") as k, max(to_time) as t from windows where stream = ?', [stream])[0]
+    last = lake.rows(
+        'select max("window") as k, max(from_time) as f, max(to_time) as t from windows where stream = ?', [stream]
+    )[0]
     since = last["t"] or EARLIEST
     needed = contract.training.window_rows
     found = lake.rows(
@@ -147,7 +152,11 @@ def next_window(
                (select count(*) from differences) as differences
         """
     )[0]
-    return msgspec.structs.replace(candidate, **checked)
+    candidate = msgspec.structs.replace(candidate, **checked)
+    if candidate.differences or (candidate.maturity == 1 and candidate.pending):
+        return candidate
+    bounds = (last["f"], last["t"]) if last["t"] else None
+    return msgspec.structs.replace(candidate, inspection=inspect(lake, contract, since, until, bounds))
 
 
 class Sealer:
@@ -254,9 +263,10 @@ class Sealer:
             "maturity": candidate.maturity,
             "sealed_at": datetime.now(UTC),
         }
-        return (
-            window if self._lake.add({"windows": pa.Table.from_pylist([window], TABLES["windows"])}, [guard]) else None
-        )
+        tables = {"windows": pa.Table.from_pylist([window], TABLES["windows"])}
+        if candidate.inspection is not None:
+            tables |= _written(candidate.inspection, window)
+        return window if self._lake.add(tables, [guard]) else None
 
     def _wait(self, candidate: Candidate) -> None:
         """Look again when what this candidate lacks can have come."""
@@ -267,3 +277,16 @@ class Sealer:
         elif candidate.pending is None and candidate.mature_at:
             watermark, news = candidate.mature_at, 0
         self._waiting[stream] = (labels, watermark, news)
+
+
+def _written(inspection: Inspection, window: dict[str, Any]) -> dict[str, pa.Table]:
+    """What was found in a window, as rows of the lake's tables."""
+    common = {"stream": window["stream"], "window": window["window"], "at": window["sealed_at"]}
+    return {
+        "quarantine": pa.Table.from_pylist(
+            [common | msgspec.structs.asdict(finding) for finding in inspection.findings], TABLES["quarantine"]
+        ),
+        "quality": pa.Table.from_pylist(
+            [common | msgspec.structs.asdict(measure) for measure in inspection.measures], TABLES["quality"]
+        ),
+    }

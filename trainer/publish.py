@@ -13,7 +13,7 @@ from accrual.config import Config
 from accrual.errors import BrokerUnavailable
 from accrual.events import encode
 from accrual.kafka import KafkaException, TopicNames, check_topics, read_to_end, transactional_producer
-from accrual.ledger import Evaluation, Generation, Run, decode_generation, decode_ledger_entry
+from accrual.ledger import Decision, Evaluation, Generation, Run, decode_generation, decode_ledger_entry
 
 REQUEST_S = 30.0
 _OPEN = ("trained", "waiting")
@@ -35,7 +35,9 @@ class Ledger:
         except KafkaException as exc:
             raise BrokerUnavailable(f"the ledger cannot be opened: {exc.args[0].str()}") from exc
         for message in read_to_end(config, self._names.training):
-            self._note(decode_ledger_entry(message.value() or b""))
+            entry = decode_ledger_entry(message.value() or b"")
+            if not isinstance(entry, Decision):
+                self._note(entry)
         for message in read_to_end(config, self._names.models):
             if message.value() is not None:
                 champion = decode_generation(message.value() or b"")
