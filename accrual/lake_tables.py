@@ -194,3 +194,8 @@ VIEWS: dict[str, str] = {
         from moves where topic <> '' group by all
     """,
 }
+
+
+def view_of(stream: str) -> str:
+    """The name of a stream's view, `ground_truth_<stream>`: an identifier that needs no quotes."""
+    return f"ground_truth_{stream.replace('-', '_')}"
