@@ -61,6 +61,12 @@ class Models(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     public_key: str = ""
 
 
+class Pii(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Personal data. `key`: the secret that pseudonyms are made with, the same in every service."""
+
+    key: str = ""
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything a stage needs to know about where it runs."""
 
@@ -68,6 +74,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     topics: Topics = msgspec.field(default_factory=Topics)
     lake: Lake = msgspec.field(default_factory=Lake)
     models: Models = msgspec.field(default_factory=Models)
+    pii: Pii = msgspec.field(default_factory=Pii)
     state: str = ".accrual"
     contracts: str = "schemas/contracts"
 
@@ -107,7 +114,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "ACCRUAL_STATE": str(self.state_dir),
             "ACCRUAL_CONTRACTS": str(Path(self.contracts).absolute()),
         }
-        for section in ("kafka", "topics", "lake", "models"):
+        for section in ("kafka", "topics", "lake", "models", "pii"):
             for key, value in msgspec.to_builtins(getattr(self, section)).items():
                 if key != "client":
                     env[f"ACCRUAL_{section}_{key}".upper()] = (

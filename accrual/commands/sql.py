@@ -7,7 +7,7 @@ Any DuckDB reads the lake beside its writer, in this process or another:
     USE lake;
     SELECT status, count(*) FROM ground_truth GROUP BY ALL;
 
-`accrual sql --attach` prints these statements for the configured lake, `accrual sql --shell` opens DuckDB's shell on it.
+`accrual sql --attach` prints these statements for the configured lake; `--shell` opens DuckDB's shell on it.
 """
 
 from __future__ import annotations
