@@ -39,12 +39,14 @@ class Lake(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `catalog`: `sqlite:<file>` or `postgres:<libpq connection string>`; empty means a SQLite file in the state folder.
     `data`: a folder or `s3://bucket/prefix` for the Parquet files; empty means a folder in the state folder.
     `s3_endpoint`: host:port of an S3-compatible store; keys come from AWS_ACCESS_KEY_ID / AWS_SECRET_ACCESS_KEY.
+    `encrypted`: a lake that is made anew keeps its files encrypted, each with a key of its own, which the catalog has.
     """
 
     catalog: str = ""
     data: str = ""
     s3_endpoint: str = ""
     s3_use_ssl: bool = True
+    encrypted: bool = False
 
 
 class Models(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -72,19 +72,19 @@ class Lake:
         self._connection = connection
         self._at_snapshot = at_snapshot
 
-    def rows(self, sql: str, params: Sequence[Any] = ()) -> list[dict[str, Any]]:
-        """Run one statement; its rows as dictionaries. `?` in `sql` stands for `params`.
+    def rows(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> list[dict[str, Any]]:
+        """Run one statement; its rows as dictionaries. `?`, or `$name` of a mapping, in `sql` stands for `params`.
 
         Raises LakeError if the statement is wrong, LakeUnavailable if the lake cannot be reached.
         """
         rows: list[dict[str, Any]] = self.arrow(sql, params).to_pylist()
         return rows
 
-    def arrow(self, sql: str, params: Sequence[Any] = ()) -> pa.Table:
+    def arrow(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> pa.Table:
         """Run one statement; its rows as an Arrow table. Raises like `rows`."""
         with _engine_errors():
             try:
-                return self._connection.execute(sql, list(params)).to_arrow_table()
+                return self._connection.execute(sql, params).to_arrow_table()
             except BaseException:
                 self._connection.interrupt()  # after a signal its threads would compute on, and closing wait for them
                 raise
@@ -187,7 +187,7 @@ class WritableLake(Lake):
             with self.transaction():
                 return self.add(rows, moves)
 
-        return _while_others_are_faster(attempt)
+        return retried(attempt)
 
     def add(self, rows: Mapping[str, pa.Table], moves: Sequence[Move]) -> bool:
         """What `append` does, inside a transaction of the caller's."""
@@ -216,7 +216,7 @@ class WritableLake(Lake):
 
         One that the lake does not know yet begins at the offset given. Their owners of before can make no more moves.
         """
-        return _while_others_are_faster(lambda: self._claim(first))
+        return retried(lambda: self._claim(first))
 
     def make_views(self, queries: Mapping[str, str]) -> None:
         """Make the views of these names where there is none, or another. A view's comment is its query's digest."""
@@ -235,7 +235,7 @@ class WritableLake(Lake):
                     self.rows(f'create or replace view lake."{name}" as {queries[name]}')
                     self.rows(f"comment on view lake.\"{name}\" is '{digests[name]}'")
 
-        _while_others_are_faster(attempt)
+        retried(attempt)
 
     def close(self) -> None:
         """Close the connection, then release the writer's lock."""
@@ -315,6 +315,8 @@ def open_lake_for_writing(config: Config) -> WritableLake:
         file = Path(catalog.removeprefix("sqlite:"))
         file.parent.mkdir(parents=True, exist_ok=True)
         options, lock = f"{options}, META_JOURNAL_MODE 'WAL'", _lock(file.with_suffix(".writer"))
+    if config.lake.encrypted:
+        options += ", ENCRYPTED"
     connection = _connect(config)
     lake = WritableLake(connection, lock)
     try:
@@ -376,7 +378,9 @@ def _preparation(config: Config) -> list[str]:
     """What is said to a DuckDB before it attaches this lake."""
     local = config.lake_catalog.startswith("sqlite:")
     remote = config.lake_data.startswith("s3://")
-    needed = ("ducklake", "sqlite_scanner" if local else "postgres_scanner", *(["httpfs"] if remote else []))
+    needed = ["ducklake", "sqlite_scanner" if local else "postgres_scanner"]
+    if remote or config.lake.encrypted:  # httpfs has the cryptography that writing encrypted files needs
+        needed.append("httpfs")
     return [
         *(f"LOAD {_quoted(str(_extension(name)))}" for name in needed),
         "SET TimeZone = 'UTC'",
@@ -444,8 +448,12 @@ def _pin(connection: duckdb.DuckDBPyConnection, config: Config, snapshot: int) -
     [(oldest, newest)] = connection.execute(
         "select min(snapshot_id), max(snapshot_id) from lake.snapshots()"
     ).fetchall()
-    if not oldest <= snapshot <= newest:
-        raise LakeError(f"the lake has no snapshot {snapshot}; it has {oldest} to {newest}")
+    there = connection.execute(f"select 1 from lake.snapshots() where snapshot_id = {int(snapshot)}").fetchall()
+    if not there:
+        raise LakeError(
+            f"the lake has no snapshot {snapshot}; it has {oldest} to {newest}, without those that expired or that"
+            " `accrual erase` has made forget"
+        )
     connection.execute("use memory; detach lake")
     _open(connection, config, f"READ_ONLY, SNAPSHOT_VERSION {int(snapshot)}")
 
@@ -466,8 +474,8 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _while_others_are_faster(attempt: Callable[[], _T]) -> _T:
-    """The result of the first attempt that does not conflict. Raises the last one's LakeConflict."""
+def retried(attempt: Callable[[], _T]) -> _T:
+    """The result of the first attempt during which no other writer is faster. Raises the last one's LakeConflict."""
     for number in range(_ATTEMPTS - 1):
         try:
             return attempt()

@@ -1,0 +1,243 @@
+"""An erasure leaves nothing of its subject anywhere in the lake, everything of all others, and books that balance."""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pytest
+from typer.testing import CliRunner
+
+from accrual.cli import app
+from accrual.config import Config, Lake, Pii
+from accrual.erasure import compact_catalog, erase, find, subject_of
+from accrual.erasure_proof import prove
+from accrual.errors import LakeError
+from accrual.lake import open_lake, open_lake_for_writing
+from accrual.lake_maintenance import maintain
+from accrual.lake_tables import TABLES
+from accrual.pii import pseudonym_of
+from consumers.audit import audit
+from consumers.recompute import Scope
+from consumers.windows import Sealer
+from tests.consumers.conftest import STREAM, World, settings
+
+KEY = "a key that nobody knows"
+ALICE = "alice-liddell-1852"
+AT_ONCE = timedelta(0)
+
+
+@pytest.fixture
+def config(request: pytest.FixtureRequest, prefix: str, tmp_path: Path) -> Config:
+    """A lake with a SQLite catalog, or of the kind that the test names."""
+    kind = getattr(request, "param", "sqlite")
+    made = msgspec.structs.replace(settings(tmp_path, prefix), pii=Pii(KEY))
+    if kind == "postgres":
+        catalog = request.getfixturevalue("postgres_catalog")
+        return msgspec.structs.replace(made, lake=Lake(catalog=catalog, data=str(tmp_path / "data")))
+    return msgspec.structs.replace(made, lake=Lake(encrypted=kind == "encrypted"))
+
+
+@pytest.fixture
+def world(config: Config) -> World:
+    """Two days with a window sealed; among them Alice, whose events are of every kind."""
+    world = World(config)
+    with open_lake_for_writing(config) as lake:
+        world.minutes(0, 55)
+        alice(world, 40)
+        world.pour(lake)
+        world.minutes(55, 20)
+        world.let_time_pass()
+        world.pour(lake)
+        while Sealer(lake, world.contracts, world.names).seal(world.guard(lake)):
+            pass
+        model = {
+            "stream": STREAM,
+            "version": 1,
+            "model": f"{STREAM}@1",
+            "windows": [1],
+            "published_at": datetime.now(UTC),
+        }
+        lake.append({"generations": pa.Table.from_pylist([model], TABLES["generations"])})
+    return world
+
+
+def alice(world: World, n: int) -> None:
+    """A prediction with a copy, two outcomes, a conflict, a late outcome, and a record that cannot be read."""
+    p = world.prediction(n, text=ALICE, prediction_id="alices-prediction")
+    first, second = world.outcome(p), world.outcome(p, timedelta(hours=9), "high")
+    world.send(p)
+    world.send(p)
+    for revision, outcome in enumerate((first, second), 1):
+        world.send(outcome)
+        world.send(world.ground_truth(p, outcome, revision))
+    world.refuse(world.send(world.prediction(n, "something else", p.prediction_id)), "conflicting_prediction")
+    world.refuse(world.send(world.outcome(p, timedelta(hours=30), "high")), "late")
+    broken = b'{"stream":"tickets","inputs":{"text":"' + ALICE.encode() + b'"},"predicted_at":"never"}'
+    world.refuse(world.send_raw(world.names.predictions, broken, b"alices-prediction"), "not_json")
+
+
+def books(world: World) -> Any:
+    with open_lake(world.config) as newest:
+        snapshot = newest.snapshot_id()
+    with open_lake(world.config, at_snapshot=snapshot) as lake:
+        return audit(lake, world.contracts, world.names, Scope())
+
+
+def everything(config: Config, less: str) -> dict[str, list[Any]]:
+    with open_lake(config) as lake:
+        return {
+            table: sorted(map(str, lake.rows(f"from {table} where {less}")))
+            for table in ("predictions", "outcomes", "ground_truth_history")
+        }
+
+
+OTHERS = "prediction_id <> 'alices-prediction'"
+
+
+@pytest.mark.parametrize(
+    ("config", "by"),
+    [("sqlite", "prediction_id"), ("sqlite", "inputs.text"), ("encrypted", "inputs.text"), ("postgres", "inputs.text")],
+    indirect=["config"],
+)
+def test_nothing_is_left_of_the_subject_and_everything_of_the_others(world: World, by: str) -> None:
+    config = world.config
+    subject = subject_of(config, world.contracts[STREAM], ALICE if by == "inputs.text" else "alices-prediction", by)
+    before, others = books(world), everything(config, OTHERS)
+    assert before.balanced
+    with open_lake(config) as lake:
+        found = find(lake, world.names, subject)
+    assert found.rows == {"predictions": 3, "outcomes": 3, "ground_truth_history": 2, "dead_letters": 3}
+    assert (found.windows, [taught.model for taught in found.generations]) == ([1], [f"{STREAM}@1"])
+    assert not prove(config, subject, found).clean  # the proof sees what is there
+
+    with open_lake_for_writing(config) as lake:
+        maintain(lake, keep_snapshots=AT_ONCE, keep_files=AT_ONCE)
+        assert erase(lake, config, subject) == found
+    compact_catalog(config)
+    proof = prove(config, subject, found)
+    assert (proof.traces, proof.mentions) == ([], [])
+    assert proof.rows > 200 and proof.files > 4
+
+    # By other means than the proof's own: the bytes of all that is on the disk.
+    for path in (p for p in Path(config.state).rglob("*") if p.is_file()):
+        assert b"alices-prediction" not in path.read_bytes()
+        assert ALICE.encode() not in path.read_bytes()
+    assert everything(config, "true") == others
+    after = books(world)
+    assert after.balanced, after.differences
+    assert sum(b.erased for b in after.balances) == 4  # three rows, and the one that could not be read
+    assert sum(b.captured for b in after.balances) == sum(b.captured for b in before.balances)
+
+
+def test_history_is_forgotten_and_windows_are_read_without_the_rows(world: World) -> None:
+    config = world.config
+    subject = subject_of(config, world.contracts[STREAM], "alices-prediction", "prediction_id")
+    with open_lake(config) as lake:
+        old = lake.rows("from windows order by all")
+    with open_lake_for_writing(config) as lake:
+        erase(lake, config, subject)
+    with open_lake(config) as lake:
+        new = lake.rows("from windows order by all")
+        gone = lake.rows('select "table", "window", count(*) as n from erasures group by all order by all')
+    for was, window in zip(old, new, strict=True):
+        with pytest.raises(LakeError, match="accrual erase"):
+            open_lake(config, at_snapshot=was["snapshot_id"])
+        assert {**window, "snapshot_id": 0} == {**was, "snapshot_id": 0}
+        with open_lake(config, at_snapshot=window["snapshot_id"]) as pinned:
+            [count] = pinned.rows(
+                "select count(*) as n from ground_truth where predicted_at >= ? and predicted_at < ?",
+                [window["from_time"], window["to_time"]],
+            )
+        assert count["n"] == was["rows"] - (window["window"] == 1)
+    assert [(r["table"], r["window"], r["n"]) for r in gone] == [
+        ("dead_letters", None, 3),
+        ("ground_truth_history", 1, 2),
+        ("outcomes", None, 3),
+        ("predictions", 1, 3),
+    ]
+
+
+def test_the_record_has_no_data_and_knows_its_subject(world: World) -> None:
+    subject = subject_of(world.config, world.contracts[STREAM], ALICE, "inputs.text")
+    with open_lake_for_writing(world.config) as lake:
+        erase(lake, world.config, subject)
+        rows = lake.rows("from erasures")
+        assert {row["subject"] for row in rows} == {pseudonym_of(KEY)(ALICE)}
+        assert {row["prediction"] for row in rows} <= {pseudonym_of(KEY)("alices-prediction"), None}
+        assert not any(row["moment"] for row in rows)  # later ones of each partition are still there
+        again = erase(lake, world.config, subject)
+        assert not any(again.rows.values())
+        assert len(lake.rows("from erasures")) == len(rows)
+
+
+def test_what_comes_again_is_found_again(world: World) -> None:
+    config, contract = world.config, world.contracts[STREAM]
+    subject = subject_of(config, contract, "alices-prediction", "prediction_id")
+    with open_lake_for_writing(config) as lake:
+        erase(lake, config, subject)
+        p = world.prediction(40, text=ALICE, prediction_id="alices-prediction")
+        world.send(world.ground_truth(p, world.outcome(p), 3))
+        world.pour(lake)
+        assert find(lake, world.names, subject).rows["ground_truth_history"] == 1
+        assert any(d.kind == "not predicted" for d in audit(lake, world.contracts, world.names, Scope()).differences)
+        assert erase(lake, config, subject).rows["ground_truth_history"] == 1
+
+
+def test_the_last_of_a_partition_goes_and_event_time_stays(config: Config) -> None:
+    world = World(config)
+    with open_lake_for_writing(config) as lake:
+        world.minutes(0, 30)
+        world.let_time_pass()
+        world.pour(lake)
+        [latest] = lake.rows("select arg_max(prediction_id, predicted_at) as id from predictions")
+        erase(lake, config, subject_of(config, world.contracts[STREAM], latest["id"], "prediction_id"))
+        assert len(lake.rows("from erasures where moment is not null")) == 2  # a prediction and an outcome
+    assert books(world).balanced
+
+
+@pytest.mark.usefixtures("world")
+class TestCommand:
+    """What a person sees."""
+
+    @pytest.fixture
+    def accrual(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+        for name, value in config.environment().items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("ACCRUAL_KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1")
+        monkeypatch.setattr("accrual.commands.erase.retentions", lambda _: RETENTIONS)
+        return lambda *words: CliRunner().invoke(app, ["erase", "--stream", STREAM, *words])
+
+    def test_a_dry_run_is_what_happens_without_yes(self, world: World, accrual: Callable[..., Any]) -> None:
+        before = everything(world.config, "true")
+        for words in ((), ("--yes", "--dry-run")):
+            done = accrual("--subject", "alices-prediction", *words)
+            assert done.exit_code == 0
+            assert "Nothing was done" in done.output
+            assert f"{STREAM}@1 was trained on windows 1" in done.output
+            assert everything(world.config, "true") == before
+
+    def test_it_erases_says_so_and_proves_it(self, accrual: Callable[..., Any]) -> None:
+        done = accrual("--subject", ALICE, "--by", "inputs.text", "--yes", "--json")
+        assert done.exit_code == 0, done.output
+        said = json.loads(done.output)
+        assert said["proof"]["traces"] == []
+        assert said["found"]["rows"]["predictions"] == 3
+        again = accrual("--subject", ALICE, "--by", "inputs.text", "--yes")
+        assert "Nothing of the subject is left" in again.output
+
+    def test_mistakes_are_named(
+        self, world: World, accrual: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert "its inputs are text" in str(accrual("--subject", "x", "--by", "inputs.name").exception)
+        assert "not by 'name'" in str(accrual("--subject", "x", "--by", "name").exception)
+        with open_lake_for_writing(world.config):
+            assert "has one writer: stop that one first" in str(accrual("--subject", "x", "--yes").exception)
+        monkeypatch.setenv("ACCRUAL_PII_KEY", "")
+        assert "ACCRUAL_PII_KEY" in str(accrual("--subject", "x").exception)
+
+
+RETENTIONS: dict[str, timedelta | None] = {}
