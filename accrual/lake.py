@@ -321,6 +321,7 @@ def open_lake_for_writing(config: Config) -> WritableLake:
     lake = WritableLake(connection, lock)
     try:
         _open(connection, config, options)
+        _check_encryption(lake, config)
         if missing := _missing_tables(connection):
             _make_tables(lake, missing)
         lake.make_views(VIEWS | QUESTIONS)
@@ -426,6 +427,16 @@ def _lock(path: Path) -> IO[str]:
     file.write(str(os.getpid()))
     file.flush()
     return file
+
+
+def _check_encryption(lake: Lake, config: Config) -> None:
+    """A lake is encrypted from its making or never. Raises LakeError if this one is not as configured."""
+    found = lake.rows("select value from __ducklake_metadata_lake.ducklake_metadata where key = 'encrypted'")
+    encrypted = any(row["value"] == "true" for row in found)
+    if encrypted and not config.lake.encrypted:
+        raise LakeError("this lake is encrypted: set lake.encrypted (ACCRUAL_LAKE_ENCRYPTED=true)")
+    if config.lake.encrypted and not encrypted:
+        raise LakeError("this lake was made without encryption: unset lake.encrypted, or make a new lake with it")
 
 
 def _missing_tables(connection: duckdb.DuckDBPyConnection) -> list[str]:

@@ -35,9 +35,10 @@ def config(request: pytest.FixtureRequest, prefix: str, tmp_path: Path) -> Confi
     """A lake with a SQLite catalog, or of the kind that the test names."""
     kind = getattr(request, "param", "sqlite")
     made = msgspec.structs.replace(settings(tmp_path, prefix), pii=Pii(KEY))
-    if kind == "postgres":
-        catalog = request.getfixturevalue("postgres_catalog")
-        return msgspec.structs.replace(made, lake=Lake(catalog=catalog, data=str(tmp_path / "data")))
+    if kind == "production":
+        catalog, (address, bucket) = request.getfixturevalue("postgres_catalog"), request.getfixturevalue("s3_bucket")
+        lake = Lake(catalog=catalog, data=f"s3://{bucket}/lake", s3_endpoint=address, s3_use_ssl=False)
+        return msgspec.structs.replace(made, lake=lake)
     return msgspec.structs.replace(made, lake=Lake(encrypted=kind == "encrypted"))
 
 
@@ -100,11 +101,21 @@ OTHERS = "prediction_id <> 'alices-prediction'"
 
 @pytest.mark.parametrize(
     ("config", "by"),
-    [("sqlite", "prediction_id"), ("sqlite", "inputs.text"), ("encrypted", "inputs.text"), ("postgres", "inputs.text")],
+    [
+        ("sqlite", "prediction_id"),
+        ("sqlite", "inputs.text"),
+        ("encrypted", "inputs.text"),
+        ("production", "inputs.text"),
+    ],
     indirect=["config"],
 )
-def test_nothing_is_left_of_the_subject_and_everything_of_the_others(world: World, by: str) -> None:
+def test_nothing_is_left_of_the_subject_and_everything_of_the_others(
+    request: pytest.FixtureRequest, world: World, by: str, tmp_path: Path
+) -> None:
     config = world.config
+    folders = [tmp_path]
+    if config.lake.s3_endpoint:
+        folders.append(request.getfixturevalue("s3_server")[1] / request.getfixturevalue("s3_bucket")[1])
     subject = subject_of(config, world.contracts[STREAM], ALICE if by == "inputs.text" else "alices-prediction", by)
     before, others = books(world), everything(config, OTHERS)
     assert before.balanced
@@ -123,7 +134,7 @@ def test_nothing_is_left_of_the_subject_and_everything_of_the_others(world: Worl
     assert proof.rows > 200 and proof.files > 4
 
     # By other means than the proof's own: the bytes of all that is on the disk.
-    for path in (p for p in Path(config.state).rglob("*") if p.is_file()):
+    for path in (path for folder in folders for path in folder.rglob("*") if path.is_file()):
         assert b"alices-prediction" not in path.read_bytes()
         assert ALICE.encode() not in path.read_bytes()
     assert everything(config, "true") == others
