@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -109,7 +109,7 @@ class Found(msgspec.Struct, frozen=True):
 def subject_of(config: Config, contract: Contract, subject: str, by: str) -> Subject:
     """Who is meant. Raises NotFound for a field that the contract does not have, ConfigError without `pii.key`."""
     texts, names = [subject], []
-    pseudonym = pseudonym_of(config.pii.key)(subject)  # the record of the erasure needs the key in any case
+    pseudonym = pseudonym_of(config.pii.key)(subject)  # the record of an erasure needs the key in any case
     if by == "entity" and contract.join is not None and contract.join.pseudonymise:
         texts.append(pseudonym)
     elif by.startswith("inputs."):
@@ -121,6 +121,12 @@ def subject_of(config: Config, contract: Contract, subject: str, by: str) -> Sub
     elif by not in ("prediction_id", "entity"):
         raise NotFound(f"rows are found by prediction_id, entity or inputs.FIELD, and not by '{by}'")
     return Subject(contract.stream, by, texts, names)
+
+
+def digest_of(config: Config) -> Callable[[str], str]:
+    """How the record of an erasure names an id or a subject: not by the pseudonym that rows have."""
+    keyed = pseudonym_of(config.pii.key)
+    return lambda text: keyed(f"erased {text}")
 
 
 def find(lake: Lake, names: TopicNames, subject: Subject) -> Found:
@@ -193,7 +199,7 @@ def erase(lake: WritableLake, config: Config, subject: Subject) -> Found:
 
 def _delete(lake: WritableLake, config: Config, subject: Subject) -> Found:
     """The rows, and the record that they were there: which record each was, and of whom by keyed digests."""
-    names, digest = TopicNames(config.topics.prefix), pseudonym_of(config.pii.key)
+    names, digest = TopicNames(config.topics.prefix), digest_of(config)
     with lake.transaction():
         found = find(lake, names, subject)
         if not any(found.rows.values()):

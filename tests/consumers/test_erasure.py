@@ -12,10 +12,12 @@ import pytest
 from typer.testing import CliRunner
 
 from accrual.cli import app
-from accrual.config import Config, Lake, Pii
-from accrual.erasure import compact_catalog, erase, find, subject_of
+from accrual.config import Config, Lake, Pii, Topics
+from accrual.contract import Field
+from accrual.erasure import compact_catalog, digest_of, erase, find, subject_of
 from accrual.erasure_proof import prove
 from accrual.errors import LakeError
+from accrual.events import encode
 from accrual.lake import open_lake, open_lake_for_writing
 from accrual.lake_maintenance import maintain
 from accrual.lake_tables import TABLES
@@ -24,6 +26,8 @@ from consumers.audit import audit
 from consumers.recompute import Scope
 from consumers.windows import Sealer
 from tests.consumers.conftest import STREAM, World, settings
+from tests.consumers.test_entities import NAMES, played, poured
+from tests.streams.test_entity import contract
 
 KEY = "a key that nobody knows"
 ALICE = "alice-liddell-1852"
@@ -177,8 +181,8 @@ def test_the_record_has_no_data_and_knows_its_subject(world: World) -> None:
     with open_lake_for_writing(world.config) as lake:
         erase(lake, world.config, subject)
         rows = lake.rows("from erasures")
-        assert {row["subject"] for row in rows} == {pseudonym_of(KEY)(ALICE)}
-        assert {row["prediction"] for row in rows} <= {pseudonym_of(KEY)("alices-prediction"), None}
+        assert {row["subject"] for row in rows} == {digest_of(world.config)(ALICE)}
+        assert {row["prediction"] for row in rows} <= {digest_of(world.config)("alices-prediction"), None}
         assert not any(row["moment"] for row in rows)  # later ones of each partition are still there
         again = erase(lake, world.config, subject)
         assert not any(again.rows.values())
@@ -252,3 +256,45 @@ class TestCommand:
 
 
 RETENTIONS: dict[str, timedelta | None] = {}
+
+
+@pytest.mark.parametrize(("to", "seed"), [("latest", 0), ("all", 1), ("latest", 2)])
+def test_the_books_of_a_stream_joined_by_an_entity_balance_without_one(tmp_path: Path, to: str, seed: int) -> None:
+    """Duplicates, conflicts, orphans and strays of the entity, played by the join itself."""
+    rule = contract(to)
+    config = Config(state=str(tmp_path), topics=Topics(prefix="test"), pii=Pii(KEY))
+    subject = subject_of(config, rule, "loan1", "entity")
+    with open_lake_for_writing(config) as lake:
+        poured(lake, played(tmp_path / "join", rule, seed), rule)
+        before = audit(lake, {"toy": rule}, NAMES, Scope())
+        one = lake.rows("select min(prediction_id) as id from predictions where entity = 'loan1'")[0]["id"]
+        by_id = find(lake, NAMES, subject_of(config, rule, one, "prediction_id"))
+        found = erase(lake, config, subject)
+        assert found.rows["outcomes"] and found.rows["dead_letters"]
+        assert by_id == found  # whichever of its predictions is named
+        after = audit(lake, {"toy": rule}, NAMES, Scope())
+    assert (before.differences, after.differences) == ([], [])
+    assert after.balanced
+    assert sum(b.captured for b in after.balances) == sum(b.captured for b in before.balances)
+    compact_catalog(config)
+    assert prove(config, subject, found).traces == []
+
+
+def test_a_pseudonym_is_found_by_what_it_stands_for(config: Config) -> None:
+    """Also under a name of before, and nobody else's."""
+    world = World(config)
+    email = Field("string", was="mail", pii="pseudonymise")
+    rule = msgspec.structs.replace(world.contracts[STREAM], inputs={"text": Field("string"), "email": email})
+    hidden = pseudonym_of(KEY)
+    with open_lake_for_writing(config) as lake:
+        for n, (name, address) in enumerate([("email", "a@x.org"), ("mail", "a@x.org"), ("email", "b@x.org")]):
+            inputs = msgspec.Raw(encode({"text": "a@x.org is down", name: hidden(address)}))
+            world.send(msgspec.structs.replace(world.prediction(n), inputs=inputs))
+        world.pour(lake)
+        subject = subject_of(config, rule, "a@x.org", "inputs.email")
+        found = erase(lake, config, subject)
+        assert found.ids == ["p-000000", "p-000001"]
+        assert found.pending == 2
+        assert [row["prediction_id"] for row in lake.rows("from predictions")] == ["p-000002"]
+    compact_catalog(config)
+    assert prove(config, subject, found).clean
