@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from accrual.config import Config
 from accrual.contract import Contract
-from accrual.errors import LakeUnavailable, NotFound
+from accrual.errors import LakeConflict, LakeUnavailable, NotFound
 from accrual.kafka import TopicNames
 from accrual.lake import Lake, WritableLake, retried
 from accrual.lake_tables import TABLES
@@ -186,10 +186,15 @@ def find(lake: Lake, names: TopicNames, subject: Subject) -> Found:
 def erase(lake: WritableLake, config: Config, subject: Subject) -> Found:
     """Remove everything the lake holds of the subject; returns what that was.
 
-    Raises LakeConflict, if other writers were faster again and again, with nothing half done that the same call does
-    not finish.
+    Raises LakeConflict if other writers were faster again and again: whatever is added to a table while rows of it are
+    deleted makes the deletion begin anew.
     """
-    found = retried(lambda: _delete(lake, config, subject))
+    try:
+        found = retried(lambda: _delete(lake, config, subject))
+    except LakeConflict as exc:
+        raise LakeConflict(
+            f"sinks commit faster than rows are deleted: stop them, then run this again ({exc})"
+        ) from exc
     for table, _ in _held():
         rewrite = f"call ducklake_rewrite_data_files('lake', '{table}', delete_threshold => 0)"
         retried(partial(lake.rows, rewrite))
@@ -271,7 +276,8 @@ def _forget(lake: WritableLake) -> None:
     lake.rows(_TABLE_STATISTICS)
 
 
-# The least and greatest text of a column may be one that is gone: anew, from those of the files that are left.
+# The least and greatest text of a column may be one that is gone: anew, from those of the files that are left, or
+# null, for unknown, where none is.
 _TABLE_STATISTICS = """
 update __ducklake_metadata_lake.ducklake_table_column_stats set
     min_value = (
@@ -284,8 +290,6 @@ update __ducklake_metadata_lake.ducklake_table_column_stats set
     )
 where (table_id, column_id) in (
     select table_id, column_id from __ducklake_metadata_lake.ducklake_column where column_type in ('varchar', 'blob')
-) and (table_id, column_id) in (
-    select table_id, column_id from __ducklake_metadata_lake.ducklake_file_column_stats
 )
 """
 

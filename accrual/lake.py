@@ -292,8 +292,10 @@ def open_lake(config: Config, *, at_snapshot: int | None = None) -> Lake:
     try:
         _open(connection, config, "READ_ONLY")
         with _engine_errors():
-            if _missing_tables(connection):
-                raise LakeUnavailable("the lake is being made; try again in a moment")
+            if missing := _missing_tables(connection):
+                raise LakeUnavailable(
+                    f"the lake has no table {missing[0]} yet; the sink makes it when it starts: `accrual sink`"
+                )
             if at_snapshot is not None:
                 _pin(connection, config, at_snapshot)
     except BaseException:

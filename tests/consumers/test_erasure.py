@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from accrual.cli import app
 from accrual.config import Config, Lake, Pii, Topics
 from accrual.contract import Field
-from accrual.erasure import compact_catalog, digest_of, erase, find, subject_of
+from accrual.erasure import Found, compact_catalog, digest_of, erase, find, subject_of
 from accrual.erasure_proof import prove
 from accrual.errors import LakeError
 from accrual.events import encode
@@ -25,7 +25,7 @@ from accrual.pii import pseudonym_of
 from consumers.audit import audit
 from consumers.recompute import Scope
 from consumers.windows import Sealer
-from tests.consumers.conftest import STREAM, World, settings
+from tests.consumers.conftest import START, STREAM, World, settings
 from tests.consumers.test_entities import NAMES, played, poured
 from tests.streams.test_entity import contract
 
@@ -215,6 +215,41 @@ def test_the_last_of_a_partition_goes_and_event_time_stays(config: Config) -> No
     compact_catalog(config)
     assert prove(config, subject, found).traces == []
     assert books(world).balanced
+
+
+@pytest.mark.parametrize("config", ["production"], indirect=True)
+def test_a_sink_that_commits_meanwhile_is_not_undone(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deletion begins anew, and sees what was added."""
+    world = World(config)
+    subject = subject_of(config, world.contracts[STREAM], "alices-prediction", "prediction_id")
+    attempts: list[Found] = []
+    with open_lake_for_writing(config) as lake, open_lake_for_writing(config) as sink:
+        alice(world, 40)
+        world.pour(lake)
+
+        def find_while_a_sink_commits(*given: Any) -> Found:
+            attempts.append(find(*given))
+            if len(attempts) == 1:
+                rows = [
+                    {"stream": STREAM, "prediction_id": name, "day": START.date()}
+                    for name in ("alices-prediction", "somebody")
+                ]
+                sink.append({"predictions": pa.Table.from_pylist(rows, TABLES["predictions"])})
+            return attempts[-1]
+
+        monkeypatch.setattr("accrual.erasure.find", find_while_a_sink_commits)
+        found = erase(lake, config, subject)
+        assert [attempt.rows["predictions"] for attempt in attempts] == [3, 4]
+        assert [row["prediction_id"] for row in lake.rows("from predictions")] == ["somebody"]
+        assert prove(config, subject, found).clean
+        p = world.prediction(1)
+        world.send(p)
+        world.send(world.outcome(p))
+        world.pour(lake)  # into a table that was left without a row, and without statistics
+        for table in ("predictions", "outcomes"):
+            for condition in (f"prediction_id = '{p.prediction_id}'", f"stream = '{STREAM}' and prediction_id > 'p'"):
+                assert lake.rows(f"select count(*) as n from {table} where {condition}")[0]["n"] >= 1
+            assert lake.rows(f"select count(*) as n from {table} where prediction_id < 'a'") == [{"n": 0}]
 
 
 @pytest.mark.usefixtures("world")
