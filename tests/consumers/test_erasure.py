@@ -18,6 +18,7 @@ from accrual.erasure import Found, compact_catalog, digest_of, erase, find, subj
 from accrual.erasure_proof import prove
 from accrual.errors import LakeError
 from accrual.events import encode
+from accrual.kafka import TopicNames
 from accrual.lake import open_lake, open_lake_for_writing
 from accrual.lake_maintenance import maintain
 from accrual.lake_tables import TABLES
@@ -261,7 +262,9 @@ class TestCommand:
         for name, value in config.environment().items():
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("ACCRUAL_KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1")
-        monkeypatch.setattr("accrual.commands.erase.retentions", lambda _: RETENTIONS)
+        names = TopicNames(config.topics.prefix)
+        kept = {names.predictions: timedelta(days=7), names.ground_truth: None, names.changelog: None}
+        monkeypatch.setattr("accrual.commands.erase.retentions", lambda _: kept)
         return lambda *words: CliRunner().invoke(app, ["erase", "--stream", STREAM, *words])
 
     def test_a_dry_run_is_what_happens_without_yes(self, world: World, accrual: Callable[..., Any]) -> None:
@@ -270,7 +273,11 @@ class TestCommand:
             done = accrual("--subject", "alices-prediction", *words)
             assert done.exit_code == 0
             assert "Nothing was done" in done.output
-            assert f"{STREAM}@1 was trained on windows 1" in done.output
+            said = " ".join(done.output.split())
+            assert f"{STREAM}@1 was trained on windows 1" in said
+            assert ".predictions keeps its records until 2025-12-01 16:00 UTC" in said
+            assert ".ground-truth keeps its records for ever" in said
+            assert ".join-changelog keeps its records until the join forgets them, 31 days of event time" in said
             assert everything(world.config, "true") == before
 
     def test_it_erases_says_so_and_proves_it(self, accrual: Callable[..., Any]) -> None:
@@ -291,9 +298,6 @@ class TestCommand:
             assert "has one writer: stop that one first" in str(accrual("--subject", "x", "--yes").exception)
         monkeypatch.setenv("ACCRUAL_PII_KEY", "")
         assert "ACCRUAL_PII_KEY" in str(accrual("--subject", "x").exception)
-
-
-RETENTIONS: dict[str, timedelta | None] = {}
 
 
 @pytest.mark.parametrize(("to", "seed"), [("latest", 0), ("all", 1), ("latest", 2)])
