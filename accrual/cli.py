@@ -12,7 +12,20 @@ from importlib.metadata import version as installed_version
 
 import typer
 
-from accrual.commands import broker, contract, dead_letters, lake, pending, quarantine, settings, sql, stages, topics
+from accrual.commands import (
+    broker,
+    contract,
+    dead_letters,
+    erase,
+    export,
+    lake,
+    pending,
+    quarantine,
+    settings,
+    sql,
+    stages,
+    topics,
+)
 from accrual.errors import AccrualError
 
 app = typer.Typer(
@@ -32,8 +45,17 @@ app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(lake.app, name="lake")
 app.command(epilog="Example:  accrual config")(settings.config)
 app.command(
-    epilog='Examples:  accrual sql "select status, count(*) from ground_truth group by all"   |   accrual sql --attach'
+    epilog='Examples:  accrual sql "select status, count(*) from ground_truth group by all"   |   accrual sql --shell'
+    "   |   accrual sql --at 2025-03-01 'from accuracy_by_version'"
 )(sql.sql)
+app.command(
+    epilog="Examples:  accrual erase --subject L-17 --by entity --stream loans"
+    "   |   accrual erase --subject alice@example.org --by inputs.email --stream cases --yes"
+)(erase.erase)
+app.command(
+    epilog="Examples:  accrual export --stream credit-risk --to loans.parquet --where 'label is not null'"
+    "   |   accrual export --stream support-intents --window 3 --format hf-dataset --to intents"
+)(export.export)
 app.command(
     epilog="Examples:  accrual pending --stream credit-risk --older-than 30d   |   accrual pending --format csv"
 )(pending.pending)

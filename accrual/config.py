@@ -39,12 +39,14 @@ class Lake(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `catalog`: `sqlite:<file>` or `postgres:<libpq connection string>`; empty means a SQLite file in the state folder.
     `data`: a folder or `s3://bucket/prefix` for the Parquet files; empty means a folder in the state folder.
     `s3_endpoint`: host:port of an S3-compatible store; keys come from AWS_ACCESS_KEY_ID / AWS_SECRET_ACCESS_KEY.
+    `encrypted`: a lake that is made anew keeps its files encrypted, each with a key of its own, which the catalog has.
     """
 
     catalog: str = ""
     data: str = ""
     s3_endpoint: str = ""
     s3_use_ssl: bool = True
+    encrypted: bool = False
 
 
 class Models(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -61,6 +63,12 @@ class Models(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     public_key: str = ""
 
 
+class Pii(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Personal data. `key`: the secret that pseudonyms are made with, the same in every service."""
+
+    key: str = ""
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything a stage needs to know about where it runs."""
 
@@ -68,6 +76,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     topics: Topics = msgspec.field(default_factory=Topics)
     lake: Lake = msgspec.field(default_factory=Lake)
     models: Models = msgspec.field(default_factory=Models)
+    pii: Pii = msgspec.field(default_factory=Pii)
     state: str = ".accrual"
     contracts: str = "schemas/contracts"
 
@@ -107,7 +116,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "ACCRUAL_STATE": str(self.state_dir),
             "ACCRUAL_CONTRACTS": str(Path(self.contracts).absolute()),
         }
-        for section in ("kafka", "topics", "lake", "models"):
+        for section in ("kafka", "topics", "lake", "models", "pii"):
             for key, value in msgspec.to_builtins(getattr(self, section)).items():
                 if key != "client":
                     env[f"ACCRUAL_{section}_{key}".upper()] = (

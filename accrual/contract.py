@@ -25,6 +25,8 @@ from accrual.quality_rules import Quality, mistakes
 MAX_ID_LENGTH = 128
 REMEMBERED_VALUES = 20_000  # about a batch
 CENSORED = "censored"
+REDACTED = "[redacted]"
+PSEUDONYM_LENGTH = 41
 
 _DURATION = re.compile(r"(\d+)(ms|s|m|h|d|y)")
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "y": 365 * 86400.0}
@@ -44,6 +46,8 @@ class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Type and bounds of one input or outcome value. An `optional` one may be absent or null.
 
     `was`: names it had before, latest first. Events and rows that use one of them are read all the same.
+    `pii`: it is about a person, and the SDK hides it before an event leaves the service: `redact` sends null (or
+    "[redacted]" where it must be there), `pseudonymise` a keyed hash.
     """
 
     type: Literal["string", "number", "integer", "boolean"]
@@ -52,6 +56,7 @@ class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     minimum: float | None = None
     maximum: float | None = None
     was: str | list[str] = []
+    pii: Literal["redact", "pseudonymise"] | None = None
     description: str = ""
 
     @property
@@ -94,11 +99,12 @@ class Join(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Outcomes name a business key instead of a prediction: events carry it as their `entity`.
 
     `by`: what the key is, for people: `loan_id`. `to`: an outcome belongs to the `latest` prediction made for the
-    entity before it, within the horizon, or to `all` of them.
+    entity before it, within the horizon, or to `all` of them. `pseudonymise`: the SDK sends a keyed hash of it.
     """
 
     by: str
     to: Literal["latest", "all"] = "latest"
+    pseudonymise: bool = False
 
 
 class Lora(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -342,6 +348,7 @@ def _inconsistencies(contract: Contract) -> list[tuple[str, str]]:
         except ValueError as exc:
             found.append((name, str(exc)))
     found += _mistaken_names("inputs", contract.inputs) + _mistaken_names("outcome.values", contract.outcome.values)
+    found += _unhidable("inputs", contract.inputs) + _unhidable("outcome.values", contract.outcome.values)
     if contract.join is not None and contract.late == "revise":
         found.append(("late", "`revise` needs the prediction's id: with `join` the horizon says whose an outcome is"))
     classes = contract.output.classes
@@ -353,6 +360,11 @@ def _inconsistencies(contract: Contract) -> list[tuple[str, str]]:
             (f"outcome.values.{name}.was", "the label comes from it: it keeps its name, since the audit reads by it")
             for name in contract.label_fields
             if contract.outcome.values[name].was
+        ]
+        found += [
+            (f"outcome.values.{name}.pii", "the label comes from it: hidden, it says nothing")
+            for name in contract.label_fields
+            if contract.outcome.values[name].pii
         ]
     if contract.on_expiry != CENSORED and contract.on_expiry not in classes:
         found.append(("on_expiry", f"'{contract.on_expiry}' is neither `censored` nor one of output.classes"))
@@ -409,6 +421,21 @@ def _mistaken_names(where: str, fields: Mapping[str, Field]) -> list[tuple[str, 
         for name in (own, *field.names_before)
         if names[name.lower()] > 1
     ]
+
+
+def _unhidable(where: str, fields: Mapping[str, Field]) -> list[tuple[str, str]]:
+    """Personal fields whose value, once hidden, would break the contract."""
+    found: list[tuple[str, str]] = []
+    for name, field in fields.items():
+        if field.pii is None or (field.pii == "redact" and field.optional):
+            continue
+        length = len(REDACTED) if field.pii == "redact" else PSEUDONYM_LENGTH
+        if field.type != "string":
+            fix = " or `optional: true`, which is then sent as null" if field.pii == "redact" else ""
+            found.append((f"{where}.{name}.pii", f"`{field.pii}` needs `type: string`{fix}"))
+        elif field.max_length is not None and field.max_length < length:
+            found.append((f"{where}.{name}.max_length", f"`pii: {field.pii}` sends {length} characters"))
+    return found
 
 
 def _microseconds(duration: str) -> int:

@@ -2,7 +2,8 @@
 
 May change: a field is added (optional), widened (`integer` to `number`, wider bounds, optional) or renamed (`was`); a
 class is added; everything that only operates the stream or trains on it. Nothing in the lake is rewritten for it.
-May not: what would refuse events that were fine, or read rows of before differently than they were meant.
+May not: what would refuse events that were fine, read rows of before differently than they were meant, or show what was
+hidden.
 """
 
 from __future__ import annotations
@@ -60,6 +61,9 @@ def _fields(where: str, old: Mapping[str, Field], new: Mapping[str, Field]) -> l
 
 def _narrowings(old: Field, new: Field) -> list[str]:
     found: list[str] = []
+    if old.pii != new.pii and old.pii and new.pii != "redact":
+        now = "pseudonymised" if new.pii else "sent as it is"
+        found.append(f"pii was {old.pii}: what was hidden would be {now} from now on; begin a new field for that")
     if old.type != new.type and (old.type, new.type) != ("integer", "number"):
         found.append(f"type {old.type} is now {new.type}: only integer may become number")
     if old.optional and not new.optional:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -20,7 +21,7 @@ from confluent_kafka import (
     TopicCollection,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic  # type: ignore[attr-defined]
 
 from accrual.config import Config
 from accrual.errors import BrokerUnavailable, TopicMismatch
@@ -44,6 +45,7 @@ __all__ = [
     "partition_of",
     "producer",
     "read_to_end",
+    "retentions",
     "topic_id",
     "transactional_producer",
     "wait_until_ready",
@@ -239,6 +241,26 @@ def topic_id(config: Config, topic: str) -> str:
         if exc.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
             raise TopicMismatch(f"missing topic: {topic}; create it with `accrual topics create`") from exc
         raise BrokerUnavailable(_no_answer(config.kafka.bootstrap_servers, exc.args[0].str())) from exc
+
+
+def retentions(config: Config) -> dict[str, timedelta | None]:
+    """How long each of our topics keeps a record after it arrived, None for ever. A compacted one keeps a key's last.
+
+    Raises BrokerUnavailable.
+    """
+    admin = _admin(config)
+    there = set(_topics(admin, config)) & set(TopicNames(config.topics.prefix).settings(1))
+    wanted = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in sorted(there)]
+    found: dict[str, timedelta | None] = {}
+    for resource, future in admin.describe_configs(wanted).items() if wanted else ():
+        try:
+            settings = future.result()
+        except KafkaException as exc:
+            raise BrokerUnavailable(_no_answer(config.kafka.bootstrap_servers, exc.args[0].str())) from exc
+        kept_ms = int(settings["retention.ms"].value)
+        compacted = "delete" not in settings["cleanup.policy"].value
+        found[resource.name] = None if compacted or kept_ms < 0 else timedelta(milliseconds=kept_ms)
+    return found
 
 
 def read_to_end(

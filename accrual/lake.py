@@ -13,6 +13,7 @@ another owner if it began later. Moves of different owners do not conflict.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import importlib.util
 import os
 import random
@@ -21,6 +22,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, Self, TypeVar
 
@@ -31,6 +33,7 @@ import pyarrow as pa
 from accrual.config import Config
 from accrual.errors import LakeConflict, LakeError, LakeLocked, LakeUnavailable, NotHere
 from accrual.lake_tables import FIRST_MOVE, INLINED, PARTITIONED, TABLES, VIEWS
+from accrual.lake_views import QUESTIONS
 
 _BUSY_TIMEOUT_MS = 30_000
 # What the engine raises when catalog or data cannot be reached.
@@ -38,6 +41,7 @@ _TRANSIENT = (duckdb.IOException, duckdb.ConnectionException)
 # How often a transaction is begun anew when another was faster, and the pause before: a random part of a growing one.
 _ATTEMPTS = 8
 _ALL_ROWS = 1_000_000
+_BATCH_ROWS = 20_000
 _PAUSE_S = 0.1
 _T = TypeVar("_T")
 
@@ -97,6 +101,35 @@ class Lake:
             for name in tables:
                 self._connection.unregister(name)
 
+    def batches(self, sql: str, params: Sequence[Any] = ()) -> Iterator[pa.RecordBatch]:
+        """Run one statement; its rows as Arrow batches, computed as they are asked for. Raises like `rows`."""
+        with _engine_errors():
+            reader = self._connection.execute(sql, list(params)).to_arrow_reader(_BATCH_ROWS)
+        while True:
+            with _engine_errors():
+                try:
+                    batch = reader.read_next_batch()
+                except StopIteration:
+                    return
+                except pa.ArrowException as exc:
+                    raise LakeError(str(exc)) from exc
+            yield batch
+
+    def snapshot_at(self, moment: datetime) -> int:
+        """The newest snapshot that was committed at `moment` or before. Raises LakeError if there is none so old."""
+        found = self.rows(
+            """
+            select max(snapshot_id) filter (snapshot_time <= $1) as id, min(snapshot_time) as oldest
+            from ducklake_snapshots('lake')
+            """,
+            [moment],
+        )[0]
+        if found["id"] is None:
+            raise LakeError(
+                f"the lake has no snapshot of {moment:%Y-%m-%d %H:%M:%S%z}; its oldest is of {found['oldest']}"
+            )
+        return int(found["id"])
+
     def snapshot_id(self) -> int:
         """The snapshot that a statement reads now (the pinned one if the lake was opened at one)."""
         if self._at_snapshot is not None:
@@ -155,7 +188,7 @@ class WritableLake(Lake):
             with self.transaction():
                 return self.add(rows, moves)
 
-        return _while_others_are_faster(attempt)
+        return retried(attempt)
 
     def add(self, rows: Mapping[str, pa.Table], moves: Sequence[Move]) -> bool:
         """What `append` does, inside a transaction of the caller's."""
@@ -184,7 +217,26 @@ class WritableLake(Lake):
 
         One that the lake does not know yet begins at the offset given. Their owners of before can make no more moves.
         """
-        return _while_others_are_faster(lambda: self._claim(first))
+        return retried(lambda: self._claim(first))
+
+    def make_views(self, queries: Mapping[str, str]) -> None:
+        """Make the views of these names where there is none, or another. A view's comment is its query's digest."""
+
+        def attempt() -> None:
+            there = {
+                row["view_name"]: row["comment"]
+                for row in self.rows("select view_name, comment from duckdb_views() where database_name = 'lake'")
+            }
+            digests = {name: hashlib.sha256(query.encode()).hexdigest() for name, query in queries.items()}
+            wanted = [name for name, digest in digests.items() if there.get(name) != digest]
+            if not wanted:
+                return
+            with self.transaction():
+                for name in wanted:
+                    self.rows(f'create or replace view lake."{name}" as {queries[name]}')
+                    self.rows(f"comment on view lake.\"{name}\" is '{digests[name]}'")
+
+        retried(attempt)
 
     def close(self) -> None:
         """Close the connection, then release the writer's lock."""
@@ -241,8 +293,10 @@ def open_lake(config: Config, *, at_snapshot: int | None = None) -> Lake:
     try:
         _open(connection, config, "READ_ONLY")
         with _engine_errors():
-            if not _has_tables(connection):
-                raise LakeUnavailable("the lake is being made; try again in a moment")
+            if missing := _missing_tables(connection):
+                raise LakeUnavailable(
+                    f"the lake has no table {missing[0]} yet; the sink makes it when it starts: `accrual sink`"
+                )
             if at_snapshot is not None:
                 _pin(connection, config, at_snapshot)
     except BaseException:
@@ -264,12 +318,16 @@ def open_lake_for_writing(config: Config) -> WritableLake:
         file = Path(catalog.removeprefix("sqlite:"))
         file.parent.mkdir(parents=True, exist_ok=True)
         options, lock = f"{options}, META_JOURNAL_MODE 'WAL'", _lock(file.with_suffix(".writer"))
+    if config.lake.encrypted:
+        options += ", ENCRYPTED"
     connection = _connect(config)
     lake = WritableLake(connection, lock)
     try:
         _open(connection, config, options)
-        if not _has_tables(connection):
-            _make_tables(lake)
+        _check_encryption(lake, config)
+        if missing := _missing_tables(connection):
+            _make_tables(lake, missing)
+        lake.make_views(VIEWS | QUESTIONS)
         lake.rows("set preserve_insertion_order = false")  # a batch then goes to its files as it comes
         lake.rows("call ducklake_set_option('lake', 'parquet_compression', 'zstd')")
         for name in INLINED:
@@ -292,6 +350,19 @@ def attach_statements(config: Config) -> str:
     return "\n".join([*(f"INSTALL {name};" for name in needed), f"{_attach(config, 'READ_ONLY')};", "USE lake;"])
 
 
+def shell(config: Config, at_snapshot: int | None = None) -> tuple[str, str]:
+    """The DuckDB shell's program, and the SQL that attaches this lake in it, read-only.
+
+    The SQL holds the catalog's and the store's credentials. Raises NotHere if the shell is not installed.
+    """
+    package = importlib.util.find_spec("duckdb_cli")
+    if package is None or package.origin is None:
+        raise NotHere("DuckDB's shell is not installed: pip install 'accrual[lake]'")
+    options = "READ_ONLY" if at_snapshot is None else f"READ_ONLY, SNAPSHOT_VERSION {at_snapshot}"
+    statements = [*_preparation(config), _attach(config, options), "USE lake"]
+    return str(Path(package.origin).parent / "duckdb"), "".join(f"{statement};\n" for statement in statements)
+
+
 def _attach(config: Config, options: str) -> str:
     if config.lake_catalog.startswith("sqlite:"):
         options += f", META_BUSY_TIMEOUT {_BUSY_TIMEOUT_MS}"
@@ -302,16 +373,25 @@ def _attach(config: Config, options: str) -> str:
 def _connect(config: Config) -> duckdb.DuckDBPyConnection:
     """A DuckDB in memory with the extensions this lake needs, loaded from their Python packages: no network."""
     connection = duckdb.connect(config={"autoinstall_known_extensions": False, "autoload_known_extensions": False})
+    for statement in _preparation(config):
+        connection.execute(statement)
+    return connection
+
+
+def _preparation(config: Config) -> list[str]:
+    """What is said to a DuckDB before it attaches this lake."""
     local = config.lake_catalog.startswith("sqlite:")
     remote = config.lake_data.startswith("s3://")
-    for name in ("ducklake", "sqlite_scanner" if local else "postgres_scanner", *(["httpfs"] if remote else [])):
-        connection.execute(f"LOAD {_quoted(str(_extension(name)))}")
-    connection.execute("SET TimeZone = 'UTC'")
-    connection.execute(f"SET enable_progress_bar = {sys.stdout.isatty()}")  # it is drawn on standard output
-    connection.execute(f"SET temp_directory = {_quoted(str(config.state_dir / 'lake' / 'spill'))}")
-    if remote:
-        connection.execute(_s3_secret(config))
-    return connection
+    needed = ["ducklake", "sqlite_scanner" if local else "postgres_scanner"]
+    if remote or config.lake.encrypted:  # httpfs has the cryptography that writing encrypted files needs
+        needed.append("httpfs")
+    return [
+        *(f"LOAD {_quoted(str(_extension(name)))}" for name in needed),
+        "SET TimeZone = 'UTC'",
+        f"SET enable_progress_bar = {sys.stdout.isatty()}",  # it is drawn on standard output
+        f"SET temp_directory = {_quoted(str(config.state_dir / 'lake' / 'spill'))}",
+        *([_s3_secret(config)] if remote else []),
+    ]
 
 
 def _extension(name: str) -> Path:
@@ -353,21 +433,29 @@ def _lock(path: Path) -> IO[str]:
     return file
 
 
-def _has_tables(connection: duckdb.DuckDBPyConnection) -> bool:
+def _check_encryption(lake: Lake, config: Config) -> None:
+    """A lake is encrypted from its making or never. Raises LakeError if this one is not as configured."""
+    found = lake.rows("select value from __ducklake_metadata_lake.ducklake_metadata where key = 'encrypted'")
+    encrypted = any(row["value"] == "true" for row in found)
+    if encrypted and not config.lake.encrypted:
+        raise LakeError("this lake is encrypted: set lake.encrypted (ACCRUAL_LAKE_ENCRYPTED=true)")
+    if config.lake.encrypted and not encrypted:
+        raise LakeError("this lake was made without encryption: unset lake.encrypted, or make a new lake with it")
+
+
+def _missing_tables(connection: duckdb.DuckDBPyConnection) -> list[str]:
     found = connection.execute("select table_name from duckdb_tables() where database_name = 'lake'").fetchall()
-    return set(TABLES) <= {name for (name,) in found}
+    return [name for name in TABLES if (name,) not in found]
 
 
-def _make_tables(lake: WritableLake) -> None:
-    """All tables and views in one transaction: a reader sees none or all."""
+def _make_tables(lake: WritableLake, names: Sequence[str]) -> None:
+    """These tables in one transaction: a reader sees none or all."""
     with lake.transaction():
-        for name, schema in TABLES.items():
-            with lake.with_tables({"shape": schema.empty_table()}):
+        for name in names:
+            with lake.with_tables({"shape": TABLES[name].empty_table()}):
                 lake.rows(f'create table lake."{name}" as from shape')
             if name in PARTITIONED:
                 lake.rows(f'alter table lake."{name}" set partitioned by ({PARTITIONED[name]})')
-        for name, query in VIEWS.items():
-            lake.rows(f'create view lake."{name}" as {query}')
 
 
 def _pin(connection: duckdb.DuckDBPyConnection, config: Config, snapshot: int) -> None:
@@ -375,8 +463,12 @@ def _pin(connection: duckdb.DuckDBPyConnection, config: Config, snapshot: int) -
     [(oldest, newest)] = connection.execute(
         "select min(snapshot_id), max(snapshot_id) from lake.snapshots()"
     ).fetchall()
-    if not oldest <= snapshot <= newest:
-        raise LakeError(f"the lake has no snapshot {snapshot}; it has {oldest} to {newest}")
+    there = connection.execute(f"select 1 from lake.snapshots() where snapshot_id = {int(snapshot)}").fetchall()
+    if not there:
+        raise LakeError(
+            f"the lake has no snapshot {snapshot}; it has {oldest} to {newest}, without those that expired or that"
+            " `accrual erase` has made forget"
+        )
     connection.execute("use memory; detach lake")
     _open(connection, config, f"READ_ONLY, SNAPSHOT_VERSION {int(snapshot)}")
 
@@ -397,8 +489,8 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _while_others_are_faster(attempt: Callable[[], _T]) -> _T:
-    """The result of the first attempt that does not conflict. Raises the last one's LakeConflict."""
+def retried(attempt: Callable[[], _T]) -> _T:
+    """The result of the first attempt during which no other writer is faster. Raises the last one's LakeConflict."""
     for number in range(_ATTEMPTS - 1):
         try:
             return attempt()

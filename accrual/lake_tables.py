@@ -209,6 +209,24 @@ TABLES: dict[str, pa.Schema] = {
             ("next_offset", pa.int64()),
         ]
     ),
+    # Rows that `accrual erase` removed, one for each, without what they said: `subject` and `prediction` are keyed
+    # digests, `topic` is there if the row was a record of raw events, `moment` if none of its partition was later.
+    "erasures": pa.schema(
+        [
+            ("erasure", pa.string()),
+            ("stream", pa.string()),
+            ("table", pa.string()),
+            ("day", pa.date32()),
+            ("topic", pa.string()),
+            ("partition", pa.int32()),
+            ("offset", pa.int64()),
+            ("moment", TIME),
+            ("window", pa.int32()),
+            ("prediction", pa.string()),
+            ("subject", pa.string()),
+            ("at", TIME),
+        ]
+    ),
     # Which open lake may make moves on a topic-partition: the one that claimed it last.
     "owners": pa.schema([("topic", pa.string()), ("partition", pa.int32()), ("owner", pa.string())]),
 }
@@ -256,3 +274,8 @@ VIEWS: dict[str, str] = {
         ) = 1
     """,
 }
+
+
+def view_of(stream: str) -> str:
+    """The name of a stream's view, `ground_truth_<stream>`: an identifier that needs no quotes."""
+    return f"ground_truth_{stream.replace('-', '_')}"

@@ -13,15 +13,18 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 import msgspec
 
 from accrual.config import Config, load_config
+from accrual.contract import Contract, load_contracts
 from accrual.errors import AccrualError, BrokerUnavailable, BufferFull, RecorderClosed, Rejected
 from accrual.events import Distribution, Outcome, Prediction, check_id, encode, new_prediction_id
 from accrual.kafka import KafkaError, KafkaException, Message, TopicNames, producer
+from accrual.pii import Hider
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +49,7 @@ class _Emitter:
         stream: str,
         config: Config | None = None,
         *,
+        contract: Contract | None = None,
         on_error: Callable[[Undelivered], None] | None = None,
         buffer_events: int = 100_000,
         buffer_mib: int = 128,
@@ -54,10 +58,13 @@ class _Emitter:
     ) -> None:
         """Connects in the background: a broker that is away is no error here. After a fork, make a new one.
 
+        `contract`: says which inputs, values and keys are personal and are hidden before they are sent; by default the
+        stream's of `contracts` in the configuration, if it is there.
         `on_error`: called with each event that is lost, from a background thread (it must not block for long).
         `buffer_events`, `buffer_mib`: the local queue's bounds, whichever is reached first.
         `when_full`: the oldest are kept; a new event is dropped (counted, `on_error`) or refused by raising BufferFull.
         `deliver_within_s`: an event the broker has not taken by then is given up (`failed`, `on_error`).
+        Raises ContractError, and ConfigError if the contract wants pseudonyms and `pii.key` is missing.
         """
         self.stream = stream
         self.delivered = 0
@@ -67,6 +74,7 @@ class _Emitter:
         self._on_error = on_error
         self._when_full = when_full
         config = load_config() if config is None else config
+        self._hider = Hider(contract or _contract_of(stream, config), config.pii.key)
         self._topics = TopicNames(config.topics.prefix)
         self._count = threading.Lock()
         self._closed = threading.Event()
@@ -108,19 +116,18 @@ class _Emitter:
         Raises Rejected, RecorderClosed, and BufferFull under `when_full="raise"`.
         """
         prediction_id = new_prediction_id() if prediction_id is None else prediction_id
+        key = prediction_id if entity is None else self._key_of(entity)
         event = Prediction(
             prediction_id=prediction_id,
             stream=self.stream,
             model=model,
             predicted_at=_aware("predicted_at", predicted_at),
-            inputs=_raw("inputs", inputs),
+            inputs=_raw("inputs", inputs, self._hider.inputs),
             output=_raw("output", output),
-            entity=entity,
+            entity=None if entity is None else key,
         )
         check_id(prediction_id, "prediction_id")
-        if entity is not None:
-            check_id(entity, "entity")
-        self._send(self._topics.predictions, entity or prediction_id, encode(event))
+        self._send(self._topics.predictions, key, encode(event))
         return prediction_id
 
     def outcome(
@@ -138,21 +145,26 @@ class _Emitter:
         is when it was known, not when it is sent (default: now).
         """
         if entity is not None and prediction_id is None:
-            key, field = entity, "entity"
+            key = entity = self._key_of(entity)
         elif prediction_id is not None and entity is None:
-            key, field = prediction_id, "prediction_id"
+            key = prediction_id
+            check_id(key, "prediction_id")
         else:
             raise Rejected("invalid_id", "an outcome names its prediction_id or, with `join` in the contract, entity")
-        check_id(key, field)
         event = Outcome(
             prediction_id=prediction_id,
             entity=entity,
             stream=self.stream,
             observed_at=_aware("observed_at", observed_at),
-            values=_raw("values", values),
+            values=_raw("values", values, self._hider.values),
             source=source,
         )
         self._send(self._topics.outcomes, key, encode(event))
+
+    def _key_of(self, entity: str) -> str:
+        """The business key as it is sent. Raises Rejected for one that is no id."""
+        check_id(entity, "entity")
+        return self._hider.entity(entity)
 
     def _send(self, topic: str, key: str, value: bytes) -> None:
         if self._closed.is_set():
@@ -269,8 +281,22 @@ class AsyncRecorder(_Emitter):
         await self.close()
 
 
-def _raw(field: str, value: Mapping[str, Any] | Distribution) -> msgspec.Raw:
+def _contract_of(stream: str, config: Config) -> Contract | None:
+    """The stream's contract, where the service has it."""
+    folder = Path(config.contracts)
+    contract = load_contracts(folder).get(stream) if folder.is_dir() else None
+    if contract is None:
+        log.warning(
+            "no contract of '%s' in %s: personal data of its events, if it names any, is not hidden", stream, folder
+        )
+    return contract
+
+
+def _raw(
+    field: str, value: Mapping[str, Any] | Distribution, hide: Callable[[Any], Mapping[str, Any]] | None = None
+) -> msgspec.Raw:
     try:
+        value = value if hide is None else hide(value)
         return msgspec.Raw(encode(value if isinstance(value, Distribution | dict) else dict(value)))
     except (TypeError, ValueError, RecursionError) as exc:
         raise Rejected("invalid_event", f"{field} cannot be written as JSON: {exc}") from exc

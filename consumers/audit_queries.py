@@ -25,12 +25,18 @@ unread as (
     where topic = $1 and not judged
         and ($2::varchar is null or stream = $2) and arrived_at >= $3 and arrived_at < $4
     group by all
+),
+gone as (
+    select stream, day, count(*) as erased from lake.erasures
+    where topic = $1 and ($2::varchar is null or stream = $2) and day >= $3::date and day < $4::date group by all
 )
 select stream, day,
-    coalesce(captured, 0) + coalesce(n, 0) as captured, coalesce(labeled, 0) as labeled,
+    coalesce(captured, 0) + coalesce(n, 0) + coalesce(erased, 0) as captured, coalesce(labeled, 0) as labeled,
     coalesce(expired, 0) as expired, coalesce(pending, 0) as pending,
-    coalesce(dead_lettered, 0) + coalesce(n, 0) as dead_lettered, coalesce(duplicate, 0) as duplicate
+    coalesce(dead_lettered, 0) + coalesce(n, 0) as dead_lettered, coalesce(duplicate, 0) as duplicate,
+    coalesce(erased, 0) as erased
 from rows full join joined using (stream, day) full join unread using (stream, day)
+full join gone using (stream, day)
 order by stream, day
 """
 
@@ -75,6 +81,8 @@ with moments as (
     where home is null or home = "partition"
     union all
     select stream, "partition", unnest(['predictions', 'outcomes']), moment from lake.ticks
+    union all
+    select stream, "partition", "table", moment from lake.erasures where moment is not null
 ),
 events as (select stream, "partition", max(moment) as moment from moments group by stream, "partition", topic)
 select stream, "partition",
@@ -162,6 +170,7 @@ with records as (
     union all select $2, "partition", "offset", 'row' from accepted_outcomes
     union all select $1, "partition", "offset", 'row' from lake.ticks
     union all select topic, "partition", "offset", 'letter' from letters where not judged
+    union all select topic, "partition", "offset", 'erased' from lake.erasures where topic in ($1, $2)
 )
 select r.* from records r join lake.offsets o using (topic, "partition") where r."offset" < o.next_offset
 """
@@ -170,7 +179,7 @@ COVERAGE = """
 with found as (
     select topic, "partition",
         count(*) filter (what = 'row') as rows, count(*) filter (what = 'letter') as dead_letters,
-        count(distinct "offset") as covered
+        count(distinct "offset") as covered, count(*) - covered as twice
     from taken group by all
 ),
 marked as (
@@ -179,7 +188,7 @@ marked as (
 select o.topic, o."partition", first_offset, next_offset,
     coalesce(rows, 0) as rows, coalesce(dead_letters, 0) as dead_letters, coalesce(markers, 0) as markers,
     next_offset - first_offset - coalesce(markers, 0) - coalesce(covered, 0) as missing,
-    coalesce(rows, 0) + coalesce(dead_letters, 0) - coalesce(covered, 0) as twice
+    coalesce(twice, 0) as twice
 from offsets o left join found using (topic, "partition") left join marked using (topic, "partition")
 where o.topic in ($1, $2)
 order by o.topic, o."partition"

@@ -6,12 +6,12 @@ that is new is null, one that was renamed is found by its old name (docs/decisio
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 
 from accrual.contract import Contract, Field
 from accrual.lake import WritableLake
+from accrual.lake_tables import view_of
 from consumers.expression_sql import quoted
 
 _TYPES = {"string": "varchar", "number": "double", "integer": "bigint", "boolean": "boolean"}
@@ -19,22 +19,7 @@ _TYPES = {"string": "varchar", "number": "double", "integer": "bigint", "boolean
 
 def make_typed_views(lake: WritableLake, contracts: Mapping[str, Contract]) -> None:
     """Make the view of each contract, where there is none or another. Those of contracts that went stay as they are."""
-    there = {
-        row["view_name"]: row["comment"]
-        for row in lake.rows("select view_name, comment from duckdb_views() where database_name = 'lake'")
-    }
-    for stream, contract in contracts.items():
-        name, query = view_name(stream), typed_view(contract)
-        digest = hashlib.sha256(query.encode()).hexdigest()
-        if there.get(name) != digest:
-            with lake.transaction():
-                lake.rows(f"create or replace view lake.{name} as {query}")
-                lake.rows(f"comment on view lake.{name} is {quoted(digest)}")
-
-
-def view_name(stream: str) -> str:
-    """The name of a stream's view: an identifier that needs no quotes."""
-    return f"ground_truth_{stream.replace('-', '_')}"
+    lake.make_views({view_of(stream): typed_view(contract) for stream, contract in contracts.items()})
 
 
 def typed_view(contract: Contract) -> str:

@@ -82,7 +82,18 @@ def test_configuration_is_shown_without_secrets() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["broker start", "broker status", "contract check", "topics create", "topics list", "config", "version"]
+    "command",
+    [
+        "broker start",
+        "broker status",
+        "contract check",
+        "topics create",
+        "topics list",
+        "sql",
+        "export",
+        "config",
+        "version",
+    ],
 )
 def test_help_has_an_example(command: str) -> None:
     done = accrual(*command.split(), "--help")

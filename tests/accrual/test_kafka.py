@@ -3,6 +3,7 @@
 import os
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 
 import pytest
 
@@ -17,6 +18,7 @@ from accrual.kafka import (
     partition_of,
     producer,
     read_to_end,
+    retentions,
     transactional_producer,
     wait_until_ready,
 )
@@ -110,3 +112,13 @@ def test_reading_may_start_where_a_moment_was(config: Config) -> None:
     moment = second.timestamp()[1]
     assert [m.value() for m in read_to_end(config, topic, first_offsets_since(config, topic, moment))] == [b"after"]
     assert list(read_to_end(config, topic, first_offsets_since(config, topic, moment + 1))) == []
+
+
+def test_retentions_are_those_of_the_broker(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accrual.kafka._LARGE", {"retention.ms": "86400000"})
+    assert retentions(config) == {}
+    create_topics(config)
+    names, found = TopicNames(config.topics.prefix), retentions(config)
+    assert set(found) == set(names.settings(1))
+    assert (found[names.predictions], found[names.ground_truth]) == (None, timedelta(days=1))
+    assert found[names.changelog] is None  # compacted: its retention.ms says nothing

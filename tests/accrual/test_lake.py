@@ -16,6 +16,7 @@ from accrual.config import Config, Lake
 from accrual.errors import LakeConflict, LakeError, LakeLocked, LakeUnavailable
 from accrual.lake import Move, open_lake, open_lake_for_writing
 from accrual.lake_tables import TABLES, VIEWS
+from accrual.lake_views import QUESTIONS
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,7 +47,7 @@ def test_all_tables_are_there_and_a_second_opening_changes_nothing(config: Confi
     open_lake_for_writing(config).close()
     with open_lake(config) as lake:
         assert lake.snapshot_id() == snapshot
-        for name in {*TABLES, *VIEWS} - {"moves"}:
+        for name in {*TABLES, *VIEWS, *QUESTIONS} - {"moves"}:
             assert lake.rows(f'select * from "{name}"') == []
         for name, schema in TABLES.items():
             assert lake.arrow(f'select * from "{name}"').column_names == schema.names

@@ -9,7 +9,8 @@ import pytest
 from accrual.contract import Contract, Field, load_contracts
 from accrual.events import encode
 from accrual.lake import WritableLake
-from consumers.typed_views import make_typed_views, view_name
+from accrual.lake_tables import view_of
+from consumers.typed_views import make_typed_views
 from tests.consumers.conftest import STREAM, World
 
 COUNT = Field("integer", optional=True)
@@ -88,4 +89,4 @@ def test_shipped_contracts_have_views(lake: WritableLake) -> None:
     contracts = load_contracts(Path(__file__).parents[2] / "schemas" / "contracts")
     make_typed_views(lake, contracts)
     for stream in contracts:
-        assert lake.rows(f"from {view_name(stream)}") == []
+        assert lake.rows(f"from {view_of(stream)}") == []
