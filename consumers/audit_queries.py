@@ -214,7 +214,8 @@ select null, format('{}[{}]@{}', topic, "partition", "offset"), 'twice',
 from taken group by topic, "partition", "offset" having count(*) > 1
 """
 
-# Sealed windows in scope whose rows are no longer those that were sealed. {digest} is the expression that sealed them.
+# Sealed windows in scope whose rows are no longer those that were sealed, though none was erased. {digest} is the
+# expression that sealed them.
 ALTERED = """
 with sealed as (
     select * from sealed_rows
@@ -229,4 +230,5 @@ select w.stream, format('window {{}}', w."window") as id, 'window altered' as ki
 from windows w left join digests d using (stream, "window")
 where ($1::varchar is null or stream = $1) and w.from_time >= $2 and w.to_time <= $3
     and d.found is distinct from w.digest
+    and not exists (select 1 from erasures e where e.stream = w.stream and e."window" = w."window")
 """

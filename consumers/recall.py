@@ -1,4 +1,4 @@
-"""Recall: sealed windows whose ground truth has changed since, and the generations that learned from them."""
+"""Recall: sealed windows of which something changed or was erased since, and the generations that learned from them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ import msgspec
 from accrual.lake import Lake
 
 _TOUCHED = """
-with windows_touched as (
-    select stream, "window", count(*) as predictions,
-        count(*) filter (sealed_label is distinct from label) as labels_changed,
+with touches as (
+    select stream, "window", prediction_id as prediction, sealed_label is distinct from label as changed,
+        false as erased, touched_at
+    from touched
+    union all
+    select distinct stream, "window", prediction, false, true, "at" from erasures where "window" is not null
+),
+windows_touched as (
+    select stream, "window", count(*) filter (not erased) as predictions, count(*) filter (changed) as labels_changed,
+        count(distinct prediction) filter (erased) as erased,
         min(touched_at) as first_at, max(touched_at) as last_at
-    from touched where $stream::varchar is null or stream = $stream group by all
+    from touches where $stream::varchar is null or stream = $stream group by stream, "window"
 ),
 taught as (
     select t.stream, t."window", list(g.model order by g.version) as generations
@@ -28,13 +35,15 @@ from windows_touched w left join taught using (stream, "window") order by stream
 class TouchedWindow(msgspec.Struct, frozen=True):
     """A sealed window of which `predictions` have later ground truth; for `labels_changed` of them another label.
 
-    `first_at` and `last_at` say when that came. `generations` are the models that were trained on the window.
+    `erased`: predictions of it that `accrual erase` removed. `first_at` and `last_at` say when that came. `generations`
+    are the models that were trained on the window.
     """
 
     stream: str
     window: int
     predictions: int
     labels_changed: int
+    erased: int
     first_at: datetime
     last_at: datetime
     generations: list[str]

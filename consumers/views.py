@@ -68,11 +68,11 @@ def show_recall(found: Sequence[TouchedWindow], console: Console) -> None:
     if not found:
         console.print(Text("No sealed window was touched: every generation learned from what still holds."))
         return
-    columns = ["stream", "window", "predictions", "labels_changed", "first_at", "last_at", "generations"]
+    columns = ["stream", "window", "predictions", "labels_changed", "erased", "first_at", "last_at", "generations"]
     table = _table("touched windows", columns)
     for w in found:
         times = (f"{at:%Y-%m-%d %H:%M}" for at in (w.first_at, w.last_at))
-        counts = (f"{w.predictions:,}", f"{w.labels_changed:,}")
+        counts = (f"{w.predictions:,}", f"{w.labels_changed:,}", f"{w.erased:,}")
         table.add_row(w.stream, str(w.window), *counts, *times, ", ".join(w.generations) or "none")
     console.print(table)
 

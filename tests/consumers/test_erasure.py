@@ -24,6 +24,7 @@ from accrual.lake_maintenance import maintain
 from accrual.lake_tables import TABLES
 from accrual.pii import pseudonym_of
 from consumers.audit import audit
+from consumers.recall import touched_windows
 from consumers.recompute import Scope
 from consumers.windows import Sealer
 from tests.consumers.conftest import START, STREAM, World, settings
@@ -67,7 +68,15 @@ def world(config: Config) -> World:
             "windows": [1],
             "published_at": datetime.now(UTC),
         }
-        lake.append({"generations": pa.Table.from_pylist([model], TABLES["generations"])})
+        held = {"stream": STREAM, "window": 1, "prediction_id": "alices-prediction", "revision": 2, "rule": "length"}
+        decided = {"stream": STREAM, "prediction_id": "alices-prediction", "state": "released", "offset": 3}
+        lake.append(
+            {
+                "generations": pa.Table.from_pylist([model], TABLES["generations"]),
+                "quarantine": pa.Table.from_pylist([held], TABLES["quarantine"]),
+                "decisions": pa.Table.from_pylist([decided], TABLES["decisions"]),
+            }
+        )
     return world
 
 
@@ -119,14 +128,15 @@ def test_nothing_is_left_of_the_subject_and_everything_of_the_others(
 ) -> None:
     config = world.config
     folders = [tmp_path]
-    if config.lake.s3_endpoint:
-        folders.append(request.getfixturevalue("s3_server")[1] / request.getfixturevalue("s3_bucket")[1])
+    if config.lake.s3_endpoint and (buckets := request.getfixturevalue("s3_server")[1]):
+        folders.append(buckets / request.getfixturevalue("s3_bucket")[1])
     subject = subject_of(config, world.contracts[STREAM], ALICE if by == "inputs.text" else "alices-prediction", by)
     before, others = books(world), everything(config, OTHERS)
     assert before.balanced
     with open_lake(config) as lake:
         found = find(lake, world.names, subject)
-    assert found.rows == {"predictions": 3, "outcomes": 3, "ground_truth_history": 2, "dead_letters": 3}
+    rows = {"predictions": 3, "outcomes": 3, "ground_truth_history": 2, "dead_letters": 3}
+    assert found.rows == rows | {"quarantine": 1, "decisions": 1}
     assert (found.windows, [taught.model for taught in found.generations]) == ([1], [f"{STREAM}@1"])
     assert not prove(config, subject, found).clean  # the proof sees what is there
 
@@ -171,10 +181,15 @@ def test_history_is_forgotten_and_windows_are_read_without_the_rows(world: World
         assert count["n"] == was["rows"] - (window["window"] == 1)
     assert [(r["table"], r["window"], r["n"]) for r in gone] == [
         ("dead_letters", None, 3),
+        ("decisions", None, 1),
         ("ground_truth_history", 1, 2),
         ("outcomes", None, 3),
         ("predictions", 1, 3),
+        ("quarantine", None, 1),
     ]
+    with open_lake(config) as lake:
+        [touched] = touched_windows(lake, STREAM)
+    assert (touched.window, touched.erased, touched.predictions, touched.generations) == (1, 1, 0, [f"{STREAM}@1"])
 
 
 def test_the_record_has_no_data_and_knows_its_subject(world: World) -> None:
