@@ -39,6 +39,7 @@ _ATTEMPTS = 8
 _ALL_ROWS = 1_000_000
 _PAUSE_S = 0.1
 _T = TypeVar("_T")
+_TABLES_THERE = "select table_name from duckdb_tables() where database_name = 'lake'"
 
 
 @contextmanager
@@ -352,20 +353,23 @@ def _lock(path: Path) -> IO[str]:
 
 
 def _has_tables(connection: duckdb.DuckDBPyConnection) -> bool:
-    found = connection.execute("select table_name from duckdb_tables() where database_name = 'lake'").fetchall()
+    found = connection.execute(_TABLES_THERE).fetchall()
     return set(TABLES) <= {name for (name,) in found}
 
 
 def _make_tables(lake: WritableLake) -> None:
-    """All tables and views in one transaction: a reader sees none or all."""
+    """All tables and views that are not there yet in one transaction: a reader sees none of them or all."""
     with lake.transaction():
+        there = {row["name"] for row in lake.rows(f"select table_name as name from ({_TABLES_THERE})")}
         for name, schema in TABLES.items():
+            if name in there:
+                continue
             with lake.with_tables({"shape": schema.empty_table()}):
                 lake.rows(f'create table lake."{name}" as from shape')
             if name in PARTITIONED:
                 lake.rows(f'alter table lake."{name}" set partitioned by ({PARTITIONED[name]})')
         for name, query in VIEWS.items():
-            lake.rows(f'create view lake."{name}" as {query}')
+            lake.rows(f'create view if not exists lake."{name}" as {query}')
 
 
 def _pin(connection: duckdb.DuckDBPyConnection, config: Config, snapshot: int) -> None:
