@@ -161,8 +161,8 @@ TABLES: dict[str, pa.Schema] = {
             ("next_offset", pa.int64()),
         ]
     ),
-    # What the Parquet files were when they were new: `path` is below the data folder, `ranges` is JSON, the offsets whose
-    # rows a file holds (accrual.lake_files).
+    # What the Parquet files were when they were new: `path` is below the data folder, `ranges` is JSON, the offsets
+    # whose rows a file holds (accrual.lake_verify).
     "files": pa.schema(
         [
             ("path", pa.string()),

@@ -1,7 +1,8 @@
 """Are the lake's files what they were when they were written?
 
-DuckLake's catalog knows the size of each Parquet file and nothing of its content. The sink therefore records the SHA-256
-of new files in the table `files` (`record`, by the keeper in quiet moments), with the offsets whose rows each one holds.
+DuckLake's catalog knows the size of each Parquet file and nothing of its content. The sink therefore records the
+SHA-256 of new files in the table `files` (`record`, by the keeper in quiet moments), with the offsets whose rows each
+one holds.
 `verify` compares: the files of every snapshot that is still there, not of the newest alone.
 """
 

@@ -5,7 +5,7 @@ topic that was restored, of a foreign producer or of a mistake in the join. The 
 with what it repeats, in the same transaction, and the audit shows it.
 
 A filter of digests remembers the last 200,000 to 400,000 rows of each partition. What it suspects is looked up in the
-lake, by stream and day, so a collision of digests does no harm. What is older than the filter is found by the audit alone.
+lake, by stream and day, so a collision of digests does no harm. What is older than that is found by the audit alone.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A file holds the rows of certain offsets (`files`, or the step of the sink that wrote it, say which), of one stream and
 day. While the topic still has these records the file is written again at its place, with the same rows: the catalog
-keeps it, so every snapshot and sealed window that names it is whole again, and no row is added or taken away. It is done
-only if all its rows are found, to the last one; a run that is killed is simply repeated.
+keeps it, so every snapshot and sealed window that names it is whole again, and no row is added or taken away. It is
+done only if all its rows are found, to the last one; a run that is killed is simply repeated.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from consumers.rows import arrow_tables, readers
 # DuckLake's own column in a merged file, and its field id.
 _SNAPSHOT_COLUMN, _SNAPSHOT_FIELD = "_ducklake_internal_snapshot_id", 2147483539
 _PATIENCE_S = 30.0
+_RANGES = pa.schema([("partition", pa.int32()), ("first", pa.int64()), ("last", pa.int64()), ("snapshot", pa.int64())])
 
 log = logging.getLogger("accrual.refill")
 
 
 class Refilled(msgspec.Struct, frozen=True):
-    """What became of a damaged file: written again, or `why` not, with the offset ranges that are lost if it is that."""
+    """What became of a damaged file: written again, or `why` not; `lost`: the offsets that no topic has any more."""
 
     table: str
     path: str
@@ -57,19 +58,22 @@ def refill(
     names = TopicNames(config.topics.prefix)
     folder = DataFolder(config)
     done = []
-    for file in (found.file for found in damaged):
-        try:
-            _refill(config, names, contracts, lake, folder, file)
-        except _NotPossibleError as exc:
-            done.append(Refilled(file.table, file.path, file.rows, str(exc), exc.lost))
-        else:
-            log.info("wrote %s again: %d rows", file.path, file.rows)
-            done.append(Refilled(file.table, file.path, file.rows))
+    with closing(consumer(config, f"{config.topics.prefix}.refill")) as topics:
+        for file in (found.file for found in damaged):
+            try:
+                _refill(topics, names, contracts, lake, folder, file)
+            except _NotPossibleError as exc:
+                done.append(Refilled(file.table, file.path, file.rows, str(exc), exc.lost))
+            except KafkaException as exc:
+                raise BrokerUnavailable(f"reading what {file.path} held: {exc.args[0].str()}") from exc
+            else:
+                log.info("wrote %s again: %d rows", file.path, file.rows)
+                done.append(Refilled(file.table, file.path, file.rows))
     return done
 
 
 def _refill(
-    config: Config,
+    topics: Consumer,
     names: TopicNames,
     contracts: Mapping[str, Contract],
     lake: WritableLake,
@@ -84,7 +88,7 @@ def _refill(
     if file.encrypted:
         raise _NotPossibleError("it was encrypted with a key of its own")
     ranges = _ranges(lake, topic, file)
-    records = _read(config, topic, ranges)
+    records = _read(topics, topic, ranges)
     tables, _ = arrow_tables(records, readers(names, contracts))
     rows = _rows_of(lake, file, tables.get(file.table, TABLES[file.table].empty_table()), ranges)
     if len(rows) != file.rows:
@@ -126,36 +130,31 @@ def _ranges(lake: Lake, topic: str, file: DataFile) -> list[Range]:
     return msgspec.convert(moves, list[Range])
 
 
-def _read(config: Config, topic: str, ranges: Sequence[Range]) -> list[Message]:
+def _read(topics: Consumer, topic: str, ranges: Sequence[Range]) -> list[Message]:
     """The records of these offsets. Raises _NotPossibleError if the topic no longer has some."""
+    lost = []
+    for wanted in ranges:
+        low, high = topics.get_watermark_offsets(TopicPartition(topic, wanted.partition), timeout=10.0)
+        if wanted.first < low:
+            lost.append(f"{topic}[{wanted.partition}]@{wanted.first}..{min(wanted.last, low - 1)}")
+        if wanted.last >= high:
+            lost.append(f"{topic}[{wanted.partition}]@{max(wanted.first, high)}..{wanted.last}")
+    if lost:
+        raise _NotPossibleError("the topic no longer has its records", lost)
     records: list[Message] = []
-    with closing(consumer(config, f"{config.topics.prefix}.refill")) as reader:
-        try:
-            lost = []
-            for wanted in ranges:
-                low, high = reader.get_watermark_offsets(TopicPartition(topic, wanted.partition), timeout=10.0)
-                if wanted.first < low:
-                    lost.append(f"{topic}[{wanted.partition}]@{wanted.first}..{min(wanted.last, low - 1)}")
-                if wanted.last >= high:
-                    lost.append(f"{topic}[{wanted.partition}]@{max(wanted.first, high)}..{wanted.last}")
-            if lost:
-                raise _NotPossibleError("the topic no longer has its records", lost)
-            for partition in sorted({wanted.partition for wanted in ranges}):
-                mine = [wanted for wanted in ranges if wanted.partition == partition]
-                for first, last in _joined(mine):
-                    records += _read_range(reader, topic, partition, first, last)
-        except KafkaException as exc:
-            raise BrokerUnavailable(f"reading {topic}: {exc.args[0].str()}") from exc
+    for partition in sorted({wanted.partition for wanted in ranges}):
+        for first, last in _joined([wanted for wanted in ranges if wanted.partition == partition]):
+            records += _read_range(topics, topic, partition, first, last)
     return records
 
 
-def _read_range(reader: Consumer, topic: str, partition: int, first: int, last: int) -> list[Message]:
-    reader.assign([TopicPartition(topic, partition, first)])
+def _read_range(topics: Consumer, topic: str, partition: int, first: int, last: int) -> list[Message]:
+    topics.assign([TopicPartition(topic, partition, first)])
     records: list[Message] = []
     deadline = time.monotonic() + _PATIENCE_S
     at = first
     while at <= last:
-        messages = reader.consume(num_messages=5_000, timeout=1.0)
+        messages = topics.consume(num_messages=min(5_000, last + 1 - at), timeout=1.0)
         if not messages and time.monotonic() > deadline:
             raise BrokerUnavailable(f"{topic}[{partition}] gives nothing from offset {at} on")
         for message in messages:

@@ -68,13 +68,11 @@ def maintain(
     )
 
 
-@app.command(
-    epilog="Examples:  accrual lake verify   |   accrual lake verify --json   |   accrual lake verify --repair"
-)
+@app.command(epilog="Examples:  accrual lake verify --json   |   accrual lake verify --repair")
 def verify(
     repair: Annotated[
         bool,
-        typer.Option("--repair", help="Write damaged files again from Kafka; SQLite catalog: stop the sink first."),
+        typer.Option("--repair", help="Write damaged files again from Kafka. SQLite: stop the sink first."),
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
