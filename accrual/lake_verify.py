@@ -115,7 +115,7 @@ class DataFolder:
         else:
             self.files = fs.SubTreeFileSystem(self.address, fs.LocalFileSystem())
 
-    def bytes(self, path: str) -> int | None:
+    def size(self, path: str) -> int | None:
         """The size of a file, None if there is none."""
         try:
             info = self.files.get_file_info(path)
@@ -162,7 +162,7 @@ def verify(lake: Lake, config: Config, files: Sequence[DataFile]) -> Iterator[Fo
 
 
 def _look(folder: DataFolder, file: DataFile) -> Found:
-    size = folder.bytes(file.path)
+    size = folder.size(file.path)
     expected = file.bytes if file.recorded_bytes is None else file.recorded_bytes
     if size is None:
         return Found(file, "missing")
@@ -185,7 +185,7 @@ def record(lake: WritableLake, config: Config, limit: int = FILES_A_ROUND) -> in
     folder = DataFolder(config)
     files = data_files(lake)
     new = [file for file in files if file.sha256 is None][:limit]
-    rows = [entry(lake, folder, file) for file in new if folder.bytes(file.path) == file.bytes]
+    rows = [entry(lake, folder, file) for file in new if folder.size(file.path) == file.bytes]
     gone = lake.rows("select path from lake.files")
     there = {file.path for file in files}
     gone = [row for row in gone if row["path"] not in there]
@@ -203,7 +203,7 @@ def entry(lake: Lake, folder: DataFolder, file: DataFile, ranges: str | None = N
     """The row of `files` for a file as it is now; `ranges` are found in it unless given."""
     return {
         "path": file.path,
-        "bytes": folder.bytes(file.path),
+        "bytes": folder.size(file.path),
         "sha256": folder.sha256(file.path),
         "ranges": _ranges(lake, folder, file) if ranges is None else ranges,
         "recorded_at": datetime.now(UTC),

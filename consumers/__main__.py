@@ -110,7 +110,9 @@ def refill(
     with open_lake_for_writing(config) as lake:
         damaged = [found for found in verify(lake, config, data_files(lake)) if found.state in DAMAGED]
         done = refill_files(config, contracts, lake, damaged)
-        left = [found for found in verify(lake, config, [one.file for one in damaged]) if found.state in DAMAGED]
+        paths = {one.path for one in done}
+        again = [file for file in data_files(lake) if file.path in paths]
+        left = [found for found in verify(lake, config, again) if found.state in DAMAGED]
     if json:
         typer.echo(msgspec.json.encode({"damaged": damaged, "refilled": done}))
     else:

@@ -22,11 +22,9 @@ from accrual.lake_tables import TABLES
 REMEMBERED = 200_000
 _EQUAL = ("status", "label", "observed_at", "values")
 
-_DIGESTS = 'select "partition", "offset", hash(stream, prediction_id, revision) as digest from {}'
 # The suspected rows, each with the one it repeats: of all rows with its key the one with the least offset.
 _REPEATED = f"""
-with suspects as (from batch semi join suspected using ("partition", "offset")),
-known as (
+with known as (
     select {{columns}} from ground_truth_history
     where stream in (select stream from suspects) and day in (select day from suspects)
         and prediction_id in (select prediction_id from suspects)
@@ -42,7 +40,7 @@ select s.*, f."offset" as first_offset,
 from suspects s join firsts f using (stream, prediction_id, revision, "partition")
 where f."offset" < s."offset"
 """
-Digests = npt.NDArray[np.uint64]
+Digests = npt.NDArray[np.int64]
 
 
 class _Recent:
@@ -82,22 +80,20 @@ class Doubles:
             self._stand(move)
         if rows is None:
             return {}
-        with self._lake.with_tables({"batch": rows}):
-            found = self._lake.arrow(_DIGESTS.format("batch"))
-            digests, partitions = found["digest"].to_numpy(), found["partition"].to_numpy()
-            suspected = np.zeros(len(digests), dtype=bool)
-            for partition in np.unique(partitions):
-                mine = partitions == partition
-                recent = self._recent[int(partition)]
-                suspected[mine] = recent.has(digests[mine]) | _repeated(digests[mine])
-                recent.add(digests[mine])
-            if not suspected.any():
-                return {}
-            columns = ", ".join(f'"{name}"' for name in TABLES["ground_truth_history"].names)
-            with self._lake.with_tables({"suspected": found.filter(pa.array(suspected))}):
-                doubles = self._lake.arrow(_REPEATED.format(columns=columns))
-            with self._lake.with_tables({"doubles": doubles}):
-                kept = self._lake.arrow('from batch anti join doubles using ("partition", "offset")')
+        digests, partitions = _digests(rows), rows["partition"].to_numpy()
+        suspected = np.zeros(len(digests), dtype=bool)
+        for partition in np.unique(partitions):
+            mine = partitions == partition
+            recent = self._recent[int(partition)]
+            suspected[mine] = recent.has(digests[mine]) | _repeated(digests[mine])
+            recent.add(digests[mine])
+        if not suspected.any():
+            return {}
+        columns = ", ".join(f'"{name}"' for name in TABLES["ground_truth_history"].names)
+        with self._lake.with_tables({"suspects": rows.filter(pa.array(suspected))}):
+            doubles = self._lake.arrow(_REPEATED.format(columns=columns))
+        with self._lake.with_tables({"batch": rows, "apart": doubles}):
+            kept = self._lake.arrow('from batch anti join apart using ("partition", "offset")')
         return {"ground_truth_history": kept, "doubles": doubles} if len(doubles) else {}
 
     def _stand(self, move: Move) -> None:
@@ -105,11 +101,17 @@ class Doubles:
         known = self._recent.get(move.partition)
         if known is None or known.at != move.expected:
             rows = self._lake.arrow(
-                _DIGESTS.format('ground_truth_history where "partition" = ? and "offset" >= ?'),
+                'select prediction_id, revision from ground_truth_history where "partition" = ? and "offset" >= ?',
                 [move.partition, move.expected - REMEMBERED],
             )
-            known = self._recent[move.partition] = _Recent(rows["digest"].to_numpy())
+            known = self._recent[move.partition] = _Recent(_digests(rows))
         known.at = move.next
+
+
+def _digests(rows: pa.Table) -> Digests:
+    """Of prediction and revision; they are the same within a process only."""
+    keys = zip(rows["prediction_id"].to_pylist(), rows["revision"].to_pylist(), strict=True)
+    return np.fromiter(map(hash, keys), np.int64, len(rows))
 
 
 def _among(digests: Digests, ordered: Digests) -> npt.NDArray[np.bool_]:

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import statistics
 import sys
 import traceback
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing import get_context
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 from rich.console import Console
@@ -29,6 +31,9 @@ from tests.chaos.run import JAVA_OPTIONS
 from tests.chaos_sink.faults import KINDS
 from tests.chaos_sink.seed import Seed, run_seed
 from tests.chaos_sink.stand import S3_KEYS, ObjectStore, Postgres
+
+# Of a job's process.
+_SERVERS: list[tuple[Postgres, ObjectStore | None]] = []
 
 
 @contextmanager
@@ -45,17 +50,20 @@ def servers(folder: Path) -> Iterator[tuple[Postgres, ObjectStore | None]]:
             store.kill()
 
 
-def work(numbers: list[int], job: int, bootstrap: str, folder: Path) -> list[Seed]:
-    """Run a few seeds on servers of their own: what a job's process does."""
-    done = []
-    with servers(folder / f"job-{job}-{os.getpid()}") as (postgres, store):
-        for number in numbers:
-            try:
-                done.append(run_seed(number, bootstrap, folder / f"seed-{number}", postgres, store))
-            except Exception as exc:  # noqa: BLE001 - the others go on
-                traceback.print_exc()
-                done.append(Seed(number, folder / f"seed-{number}", broken=f"{type(exc).__name__}: {exc}"))
-    return done
+def begin(folder: Path) -> None:
+    """Start the servers of a job's process, which end with it."""
+    stack = ExitStack()
+    _SERVERS.append(stack.enter_context(servers(folder / f"job-{os.getpid()}")))
+    Finalize(None, stack.close, exitpriority=1)
+
+
+def work(number: int, bootstrap: str, folder: Path) -> Seed:
+    """Run a seed on the servers of this process."""
+    place = folder / f"seed-{number}"
+    try:
+        return run_seed(number, bootstrap, place, *_SERVERS[0])
+    except Exception as exc:  # noqa: BLE001 - the others go on
+        return Seed(number, place, broken="".join(traceback.format_exception(exc)))
 
 
 def summary(seeds: list[Seed]) -> Table:
@@ -109,26 +117,23 @@ def main() -> None:
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     seeds: list[Seed] = []
-    numbers = range(options.first, options.first + options.seeds)
-    # A job's servers serve ten seeds.
-    shares = [list(numbers[n : n + 10]) for n in range(0, len(numbers), 10)]
-    if len(shares) < options.jobs:
-        shares = [share for n in range(options.jobs) if (share := list(numbers[n :: options.jobs]))]
     with (
         own_broker(folder / f"broker-{os.getpid()}") as (_, port),
-        ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool,
+        ProcessPoolExecutor(options.jobs, get_context("spawn"), begin, (folder,)) as pool,
         Progress(*columns, TimeRemainingColumn(), console=console) as progress,
     ):
         task = progress.add_task("chaos", total=options.seeds)
-        running = [pool.submit(work, share, n, f"127.0.0.1:{port}", folder) for n, share in enumerate(shares)]
-        for ended in as_completed(running):
-            for seed in ended.result():
-                seeds.append(seed)
-                if seed.failed:
-                    progress.console.print(seed.report(), highlight=False, markup=False)
+        numbers = range(options.first, options.first + options.seeds)
+        for ended in as_completed(pool.submit(work, number, f"127.0.0.1:{port}", folder) for number in numbers):
+            seed = ended.result()
+            seeds.append(seed)
+            if seed.failed:
+                progress.console.print(seed.report(), highlight=False, markup=False)
             faults = sum(one.injected.total() for one in seeds)
             failed = sum(one.failed for one in seeds)
             progress.update(task, completed=len(seeds), description=f"chaos: {faults} faults, {failed} seeds failed")
+    for path in (*folder.glob("broker-*"), *folder.glob("job-*")):
+        shutil.rmtree(path, ignore_errors=True)
     console.print(summary(seeds))
     if failing := sorted(seed.number for seed in seeds if seed.failed):
         console.print("FAILED:", *(f"  make chaos-sink SEEDS=1 FROM={number}" for number in failing), sep="\n")

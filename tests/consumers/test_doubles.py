@@ -6,13 +6,16 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from accrual.lake import Move, WritableLake
 from consumers import doubles
+from consumers.audit import audit_when_settled
 from consumers.doubles import Doubles
+from consumers.recompute import EARLIEST, LATEST, Scope
 from consumers.rows import arrow_tables, readers
 from tests.consumers.conftest import PARTITIONS, Record, World
 from tests.consumers.test_sink import ask, running, wait_for_rows
@@ -85,8 +88,7 @@ def test_a_double_says_whether_it_is_equal(world: World, lake: WritableLake) -> 
 
 
 def test_digests_that_collide_do_no_harm(world: World, lake: WritableLake, monkeypatch: pytest.MonkeyPatch) -> None:
-    same = 'select "partition", "offset", 7::ubigint as digest from {}'
-    monkeypatch.setattr(doubles, "_DIGESTS", same)
+    monkeypatch.setattr(doubles, "_digests", lambda rows: np.full(len(rows), 7))
     at, filter_ = claim(world, lake), Doubles(lake)
     for n in (1, 2, 1, 3):
         emit(world, n)
@@ -132,6 +134,9 @@ def test_the_sink_sets_doubles_apart_and_says_so(kafka_world: World) -> None:
         kafka_world.publish()
         wait_for_rows(kafka_world.config, {"ground_truth_history": 20, "doubles": 2})
         assert progress.health()["doubles"] == 2
+    found = audit_when_settled(kafka_world.config, kafka_world.contracts, Scope(None, EARLIEST, LATEST))
+    assert {d.id for d in found.differences if d.kind == "double record"} == {"p-000003", "p-000004"}
+    assert not [d for d in found.differences if d.kind == "double row"]
     assert [r["prediction_id"] for r in ask(kafka_world.config, "from doubles order by all")] == [
         "p-000003",
         "p-000004",

@@ -44,10 +44,10 @@ def flip_a_byte(path: Path) -> None:
 
 @pytest.fixture
 def filled(kafka_world: World) -> World:
-    """A lake that a sink has filled in three commits or more."""
+    """A lake that a sink has filled in two commits or more."""
     expected = dict.fromkeys(TABLES, 0)
     with running(kafka_world):
-        for round_ in range(3):
+        for round_ in range(2):
             kafka_world.minutes(round_ * 300, 300)
             expected = {table: expected[table] + more for table, more in counts(kafka_world).items()}
             kafka_world.publish()
@@ -67,7 +67,7 @@ def test_every_damaged_file_is_found_and_written_again_as_it_was(filled: World, 
             record(lake, filled.config)
         before, files = content(lake), data_files(lake)
         assert any(file.merged for file in files) == recorded
-        history = {file.snapshot for file in files} | {lake.snapshot_id() - 1}
+        history = sorted({file.snapshot for file in files})[:2] + [lake.snapshot_id() - 1]
     counted = "select (select count(*) from predictions), (select count(*) from ground_truth_history)"
     seen = {}
     for snapshot in history:
