@@ -10,7 +10,7 @@ SOURCES := accrual streams consumers trainer examples tests bench scripts
 export PYTHON TORCH
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test kill-tests chaos lint types constraints clean
+.PHONY: help setup demo test kill-tests chaos chaos-sink lint types constraints clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ kill-tests: $(STAMP) ## kill -9 every worker at random moments, COUNT times each
 
 chaos: $(STAMP) ## faults of all kinds, SEEDS=200 times (10 unless given), FROM=0, JOBS=4 at once; see docs/chaos.md
 	@$(BIN)/python -m tests.chaos.run --seeds $(or $(SEEDS),10) --from $(or $(FROM),0) $(if $(JOBS),--jobs $(JOBS))
+
+chaos-sink: $(STAMP) ## faults of sink, catalog and store, SEEDS=200 times (10 unless given), FROM=0, JOBS=2 at once
+	@$(BIN)/python -m tests.chaos_sink.run --seeds $(or $(SEEDS),10) --from $(or $(FROM),0) $(if $(JOBS),--jobs $(JOBS))
 
 lint: $(STAMP) ## style, formatting and import rules
 	@$(BIN)/ruff check $(wildcard $(SOURCES))

@@ -11,7 +11,6 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 
 from accrual.lake import Lake, WritableLake
-from accrual.lake_tables import INLINED
 
 KEEP_SNAPSHOTS = timedelta(days=7)
 KEEP_FILES = timedelta(days=1)
@@ -95,7 +94,7 @@ def maintain(
 def _put_moves_together(lake: WritableLake) -> None:
     """Every commit reads them. A claim leaves one for each topic-partition, and a flush drops what it deleted."""
     lake.claim({})
-    for table in INLINED:
+    for table in ("moves", "owners"):
         lake.rows(f"call ducklake_flush_inlined_data('lake', table_name => '{table}')")
 
 

@@ -13,6 +13,23 @@ import pyarrow as pa
 TIME = pa.timestamp("us", "UTC")
 
 _POSITION = [("partition", pa.int32()), ("offset", pa.int64()), ("arrived_at", TIME)]
+_GROUND_TRUTH = [
+    ("stream", pa.string()),
+    ("prediction_id", pa.string()),
+    ("revision", pa.int32()),
+    ("status", pa.string()),
+    ("label", pa.string()),
+    ("model", pa.string()),
+    ("predicted_at", TIME),
+    ("observed_at", TIME),
+    ("inputs", pa.string()),
+    ("output", pa.string()),
+    ("values", pa.string()),
+    ("source", pa.string()),
+    ("entity", pa.string()),
+    ("day", pa.date32()),
+    *_POSITION,
+]
 
 TABLES: dict[str, pa.Schema] = {
     # The capture log: every valid record of the predictions topic, duplicates too.
@@ -45,25 +62,10 @@ TABLES: dict[str, pa.Schema] = {
     # How far event time of a silent stream has come in a partition: records of the predictions topic.
     "ticks": pa.schema([("stream", pa.string()), ("moment", TIME), *_POSITION]),
     # Every row the join ever emitted; the view `ground_truth` shows the current one of each prediction.
-    "ground_truth_history": pa.schema(
-        [
-            ("stream", pa.string()),
-            ("prediction_id", pa.string()),
-            ("revision", pa.int32()),
-            ("status", pa.string()),
-            ("label", pa.string()),
-            ("model", pa.string()),
-            ("predicted_at", TIME),
-            ("observed_at", TIME),
-            ("inputs", pa.string()),
-            ("output", pa.string()),
-            ("values", pa.string()),
-            ("source", pa.string()),
-            ("entity", pa.string()),
-            ("day", pa.date32()),
-            *_POSITION,
-        ]
-    ),
+    "ground_truth_history": pa.schema(_GROUND_TRUTH),
+    # Rows of ground truth that came again under another offset: kept out of `ground_truth_history`, never dropped.
+    # `first_offset` is the one that counts; `why` says whether they are equal.
+    "doubles": pa.schema([*_GROUND_TRUTH, ("first_offset", pa.int64()), ("why", pa.string())]),
     # Events that broke their contract; topic, partition and offset are those of the original record.
     "dead_letters": pa.schema(
         [
@@ -199,6 +201,17 @@ TABLES: dict[str, pa.Schema] = {
             ("next_offset", pa.int64()),
         ]
     ),
+    # What the Parquet files were when they were new: `path` is below the data folder, `ranges` is JSON, the offsets
+    # whose rows a file holds (accrual.lake_verify).
+    "files": pa.schema(
+        [
+            ("path", pa.string()),
+            ("bytes", pa.int64()),
+            ("sha256", pa.string()),
+            ("ranges", pa.string()),
+            ("recorded_at", TIME),
+        ]
+    ),
     # Steps of the sinks: a row says that the records of a topic-partition from first_offset up to, not including,
     # next_offset are taken. A claim puts those of each together. The view `offsets` has one row for each.
     "moves": pa.schema(
@@ -230,8 +243,8 @@ TABLES: dict[str, pa.Schema] = {
     # Which open lake may make moves on a topic-partition: the one that claimed it last.
     "owners": pa.schema([("topic", pa.string()), ("partition", pa.int32()), ("owner", pa.string())]),
 }
-# Kept in the catalog, not in files: a few rows that every commit reads and adds to.
-INLINED = ("moves", "owners")
+# Kept in the catalog, not in files: a few rows that every commit reads and adds to, and what is known of the files.
+INLINED = ("moves", "owners", "files")
 # A claim rewrites all moves, and whoever adds to them meanwhile conflicts with it: so there is always one to rewrite.
 FIRST_MOVE = {"topic": "", "partition": 0, "first_offset": 0, "next_offset": 0}
 

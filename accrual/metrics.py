@@ -92,6 +92,8 @@ JOIN_SESSIONS_FAILED = Counter("accrual_join_sessions_failed", "Starts again fro
 SINK_ROWS = Counter("accrual_sink_rows", "Rows committed to the lake", ["table"])
 # Records that became no row: raw events that the join dead-letters, and what nobody of ours wrote (`unreadable`).
 SINK_SKIPPED = Counter("accrual_sink_skipped", "Records that became no row", ["topic", "reason"])
+# Rows of ground truth that came again under another offset (the table `doubles`). Any at all: look for who wrote them.
+SINK_DOUBLES = Counter("accrual_sink_double_rows", "Rows of ground truth that came twice", ["stream"])
 # How far the lake is; beside the broker's end offsets, the sink's lag.
 SINK_NEXT_OFFSET = Gauge("accrual_sink_next_offset", "First record not yet in the lake", ["topic", "partition"])
 # From records in memory to the lake's commit.

@@ -20,7 +20,8 @@ from accrual.config import Config, load_config
 from accrual.contract import Contract, load_contracts
 from accrual.errors import ConfigError
 from accrual.kafka import TopicNames
-from accrual.lake import open_lake
+from accrual.lake import open_lake, open_lake_for_writing
+from accrual.lake_verify import DAMAGED, data_files, verify
 from consumers import sink as sink_loop
 from consumers.audit import audit_when_settled
 from consumers.audit_record import public_key_of, verify_record, write_record
@@ -30,7 +31,8 @@ from consumers.progress import Progress, serving
 from consumers.quality_report import window_report
 from consumers.recall import touched_windows
 from consumers.recompute import EARLIEST, LATEST, Scope
-from consumers.views import show_audit, show_life, show_recall, show_windows
+from consumers.refill import refill as refill_files
+from consumers.views import show_audit, show_life, show_recall, show_refilled, show_windows
 from consumers.windows import next_window, watermark_of
 
 app = typer.Typer(
@@ -187,6 +189,26 @@ def _said(scope: Scope) -> str:
         *([f"changed after snapshot {scope.changed_since}"] if scope.changed_since is not None else []),
     ]
     return ", ".join(limits)
+
+
+@app.command(epilog="Example:  accrual lake verify --repair")
+def refill(
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Write damaged files of the lake again from Kafka (`accrual lake verify --repair`). Exit code 1 if any is left."""
+    config, contracts = _configured(None)
+    with open_lake_for_writing(config) as lake:
+        damaged = [found for found in verify(lake, config, data_files(lake)) if found.state in DAMAGED]
+        done = refill_files(config, contracts, lake, damaged)
+        paths = {one.path for one in done}
+        again = [file for file in data_files(lake) if file.path in paths]
+        left = [found for found in verify(lake, config, again) if found.state in DAMAGED]
+    if json:
+        typer.echo(msgspec.json.encode({"damaged": damaged, "refilled": done}))
+    else:
+        show_refilled(done, Console())
+    if left or any(one.why for one in done):
+        raise typer.Exit(1)
 
 
 def _configured(stream: str | None) -> tuple[Config, dict[str, Contract]]:

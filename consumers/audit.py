@@ -136,6 +136,7 @@ def audit(lake: Lake, contracts: Mapping[str, Contract], names: TopicNames, scop
     coverage = msgspec.convert(lake.rows(queries.COVERAGE, topics), list[Coverage])
     differences = lake.rows("select stream, prediction_id as id, kind, detail from differences")
     differences += lake.rows(queries.MORE_DIFFERENCES, topics)
+    differences += lake.rows(queries.DOUBLES, [scope.stream, scope.since, scope.until])
     if any(c.missing or c.twice for c in coverage):
         differences += lake.rows(queries.HOLES, topics)
     altered = queries.ALTERED.format(digest=DIGEST)

@@ -163,6 +163,14 @@ from judged j join offsets o using (topic, "partition") anti join rows r using (
 where j."offset" < o.next_offset
 """
 
+# What the sink kept out of ground truth because it came twice on the topic. $1 to $3: stream (or null), from, to.
+DOUBLES = """
+select stream, prediction_id as id, 'double record' as kind,
+    format('revision {}: offset {} of partition {} came at offset {} again, {}',
+           revision, first_offset, "partition", "offset", why) as detail
+from doubles where ($1::varchar is null or stream = $1) and predicted_at >= $2 and predicted_at < $3
+"""
+
 TAKEN = """
 create or replace temp table taken as
 with records as (

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import time
 
+from accrual.config import Config
 from accrual.errors import LakeConflict, LakeError
 from accrual.lake import WritableLake
 from accrual.lake_maintenance import maintain
+from accrual.lake_verify import record
 
 # After a round of maintenance: at least so long, and fifty times as long as it took, until the next.
 _PAUSE_S = 60.0
@@ -16,10 +18,14 @@ log = logging.getLogger("accrual.sink")
 
 
 class Keeper:
-    """Does a round of maintenance now and then. A round is limited; records that come meanwhile wait for it."""
+    """Does a round of maintenance now and then. A round is limited; records that come meanwhile wait for it.
 
-    def __init__(self, lake: WritableLake) -> None:
+    It also records the digests of new files, for `accrual lake verify`.
+    """
+
+    def __init__(self, lake: WritableLake, config: Config) -> None:
         self._lake = lake
+        self._config = config
         self._not_before = time.monotonic() + _PAUSE_S
 
     def maintain_if_due(self) -> None:
@@ -29,6 +35,7 @@ class Keeper:
         started = time.monotonic()
         try:
             work = maintain(self._lake)
+            record(self._lake, self._config)
         except (LakeConflict, LakeError) as exc:
             log.warning("maintenance of the lake is left for later: %s", exc)
         else:

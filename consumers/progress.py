@@ -29,6 +29,7 @@ class Progress:
 
     def __init__(self) -> None:
         self.commits = 0
+        self.doubles = 0
         self._last_turn = time.monotonic()
         self._last_commit: float | None = None
         self._trouble = ""
@@ -42,6 +43,10 @@ class Progress:
         self.turned()
         for table, rows in tables.items():
             metrics.SINK_ROWS.labels(table).inc(len(rows))
+        if doubles := tables.get("doubles"):
+            self.doubles += len(doubles)
+            for stream in doubles["stream"].to_pylist():
+                metrics.SINK_DOUBLES.labels(stream).inc()
         for record in skipped:
             metrics.SINK_SKIPPED.labels(record.topic, record.reason).inc()
         for move in moves:
@@ -69,6 +74,7 @@ class Progress:
             "status": "hangs" if hangs else "trouble" if self._trouble else "ok",
             "trouble": self._trouble,
             "commits": self.commits,
+            "doubles": self.doubles,
             "last_commit": self._last_commit,
         }
 

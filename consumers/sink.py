@@ -3,6 +3,7 @@
     while not stopping:
         records = read from Kafka until 50,000 records, 16 MB or a second
         tables  = the valid ones as Arrow
+        set apart the ground truth that came twice
         in one lake transaction: append tables; move offsets, if they are still ours and where we think they are
         seal the windows that are complete
 
@@ -30,6 +31,7 @@ from accrual.errors import LakeUnavailable, Transient
 from accrual.kafka import TopicNames
 from accrual.lake import Move, WritableLake, open_lake_for_writing
 from accrual.lake_tables import TABLES
+from consumers.doubles import Doubles
 from consumers.keeper import Keeper
 from consumers.progress import Progress
 from consumers.rows import Reader, Skipped, arrow_tables, readers
@@ -58,7 +60,7 @@ def run(config: Config, contracts: Mapping[str, Contract], stop: threading.Event
             with open_lake_for_writing(config) as lake:
                 make_typed_views(lake, contracts)
                 with Source(config, lake, progress) as source:
-                    _fill(TopicNames(config.topics.prefix), contracts, lake, source, stop, progress)
+                    _fill(config, contracts, lake, source, stop, progress)
         except Transient as exc:
             pause = 0.5 if progress.commits > committed else min(2 * pause, _LONGEST_PAUSE_S)
             log.warning("%s; trying again in %.1f s", exc, pause)
@@ -67,16 +69,18 @@ def run(config: Config, contracts: Mapping[str, Contract], stop: threading.Event
 
 
 def _fill(
-    names: TopicNames,
+    config: Config,
     contracts: Mapping[str, Contract],
     lake: WritableLake,
     source: Source,
     stop: threading.Event,
     progress: Progress,
 ) -> None:
+    names = TopicNames(config.topics.prefix)
     by_topic = readers(names, contracts)
     sealer = Sealer(lake, contracts, names)
-    keeper = Keeper(lake)
+    keeper = Keeper(lake, config)
+    doubles = Doubles(lake)
     first, quiet = (names.predictions, 0), True
     while not stop.is_set():
         if (at := source.at.get(first)) is not None:
@@ -93,6 +97,8 @@ def _fill(
         started = time.monotonic()
         tables, skipped = batch
         moves = source.moves()
+        emitted = [move for move in moves if move.topic == names.ground_truth]
+        tables |= doubles.set_apart(tables.get("ground_truth_history"), emitted)
         if markers := [m for m in source.markers() if m["topic"] in (names.predictions, names.outcomes)]:
             tables["markers"] = pa.Table.from_pylist(markers, TABLES["markers"])
         if not lake.append(tables, moves):

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from accrual.commands.rows import printable
 from consumers.audit import Audit, Balance, OutcomeBalance
 from consumers.explain import Life
 from consumers.recall import TouchedWindow
+from consumers.refill import Refilled
 from consumers.windows import Candidate
 
 _SHOWN_DIFFERENCES = 20
@@ -129,3 +130,14 @@ def _table(title: str, columns: Sequence[str]) -> Table:
     for name in columns:
         table.add_column(name.replace("_", "-"), justify="left" if name in words else "right", overflow="fold")
     return table
+
+
+def show_refilled(done: Sequence[Refilled], console: Console) -> None:
+    """Print what became of damaged files."""
+    table = Table("table", "file", Column("rows", justify="right"), "")
+    for one in done:
+        said = f"[red]{one.why}[/]: {', '.join(one.lost)}" if one.lost else one.why or "[green]written again[/]"
+        table.add_row(one.table, one.path, f"{one.rows:,}", said)
+    if done:
+        console.print(table)
+    console.print(f"{len(done)} damaged files, {sum(not one.why for one in done)} written again")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.console import Console
+from rich.progress import track
 from rich.table import Column, Table
 
+from accrual.commands.stages import become
 from accrual.config import load_config
 
 app = typer.Typer(help="The lake: its size, its snapshots, its maintenance.", no_args_is_help=True)
@@ -63,3 +66,40 @@ def maintain(
         f"{would}merged: {', '.join(work.merged) or 'nothing'}; {would}expired: {work.snapshots} snapshots; "
         f"{would}deleted: {work.files} files no longer needed, {work.orphans} that no commit knows"
     )
+
+
+@app.command(epilog="Examples:  accrual lake verify --json   |   accrual lake verify --repair")
+def verify(
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Write damaged files again from Kafka. SQLite: stop the sink first."),
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Read all files of the lake: is any missing, truncated or altered? Exit code 1, with their paths, if one is.
+
+    A file that the sink has not recorded yet (it does so about once a minute) is checked for its size and end alone.
+    """
+    from accrual import lake_verify
+    from accrual.lake import open_lake
+
+    if repair:
+        become("consumers", "refill", *(["--json"] if json else []))
+    config = load_config()
+    with open_lake(config) as lake:
+        files = lake_verify.data_files(lake)
+        checked = lake_verify.verify(lake, config, files)
+        found = list(track(checked, "verifying", total=len(files), console=Console(stderr=True), transient=True))
+    states = lake_verify.tally(found)
+    damaged = [one for one in found if one.state in lake_verify.DAMAGED]
+    if json:
+        typer.echo(msgspec.json.encode({"states": states, "damaged": damaged}))
+    else:
+        table = Table("table", "file", "state", Column("rows", justify="right"), "")
+        for one in damaged:
+            table.add_row(one.file.table, one.file.path, one.state, f"{one.file.rows:,}", one.detail)
+        if damaged:
+            Console().print(table)
+        typer.echo(f"{len(found)} files: " + (", ".join(f"{n} {state}" for state, n in states.items()) or "none"))
+    if damaged:
+        raise typer.Exit(1)

@@ -48,7 +48,7 @@ class Worker:
         self.folder = folder
         self.ended = 0
         self._config = msgspec.structs.replace(config, state=str(folder / "state"))
-        self._port = _free_port()
+        self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._wanted = False
         self._environment: dict[str, str] = {}
@@ -237,7 +237,7 @@ class Cluster:
 def own_broker(folder: Path) -> Iterator[tuple[DevelopmentBroker, int]]:
     """A broker that may be killed, and its port."""
     broker = DevelopmentBroker(folder)
-    port = broker.start(_free_port()).port
+    port = broker.start(free_port()).port
     try:
         yield broker, port
     finally:
@@ -257,8 +257,8 @@ def free_of_state(worker: Worker) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _free_port() -> int:
-    """One that stays free while its owner is down: no system gives such a low one to whoever asks for any."""
+def free_port() -> int:
+    """A port that stays free while its owner is down: no system gives such a low one to whoever asks for any."""
     while True:
         port = random.randrange(10_000, 32_000)
         with socket.socket() as probe:

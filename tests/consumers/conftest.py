@@ -70,14 +70,14 @@ class Record(NamedTuple):
 class World:
     """Makes events and, as a perfect join would, their ground truth. One prediction a minute of event time."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, seed: int = 11) -> None:
         self.config = config
         self.names = TopicNames(config.topics.prefix)
         self.contracts: dict[str, Contract] = load_contracts(Path(config.contracts))
         self.records: list[Record] = []
         self._ends: Counter[tuple[str, int]] = Counter()
         self._sent = 0
-        self._random = random.Random(11)
+        self._random = random.Random(seed)
 
     def prediction(self, n: int, text: str = "It is down", prediction_id: str | None = None) -> Prediction:
         return Prediction(
@@ -193,6 +193,10 @@ class World:
         assert lake.append(tables, moves)
         self.records.clear()
         return tables
+
+    def ends(self) -> dict[tuple[str, int], int]:
+        """The offset behind the last record of each topic-partition."""
+        return dict(self._ends)
 
     def guard(self, lake: WritableLake) -> Move:
         """What a sink gives the sealer: a move of its own to where it is."""
