@@ -69,6 +69,12 @@ class Pii(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key: str = ""
 
 
+class Registry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A Schema Registry that `accrual contract` asks; empty means none. `url`: `https://user:password@host:port`."""
+
+    url: str = ""
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything a stage needs to know about where it runs."""
 
@@ -76,6 +82,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     topics: Topics = msgspec.field(default_factory=Topics)
     lake: Lake = msgspec.field(default_factory=Lake)
     models: Models = msgspec.field(default_factory=Models)
+    registry: Registry = msgspec.field(default_factory=Registry)
     pii: Pii = msgspec.field(default_factory=Pii)
     state: str = ".accrual"
     contracts: str = "schemas/contracts"

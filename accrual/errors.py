@@ -20,6 +20,7 @@ AccrualError
 └── Transient               the same call may succeed later
     ├── BrokerUnavailable   no broker answers, or it timed out
     ├── BufferFull          the recorder's local buffer is full
+    ├── RegistryUnavailable no Schema Registry answers at `registry.url`
     ├── NoChampion          no generation of the stream has been published and loaded yet
     └── LakeUnavailable     catalog or data store out of reach, or busy
         └── LakeConflict    another writer's transaction came first
@@ -116,6 +117,10 @@ class BufferFull(Transient):
 
 class NoChampion(Transient):
     """No generation of the stream has been published and loaded yet."""
+
+
+class RegistryUnavailable(Transient):
+    """No Schema Registry answers at `registry.url`, or it fails."""
 
 
 class LakeUnavailable(Transient):

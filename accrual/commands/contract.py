@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from accrual.config import load_config
 from accrual.contract import CENSORED, Contract, load_contract, load_contracts
 from accrual.contract_change import breaking_changes
-from accrual.errors import ContractError
+from accrual.errors import ConfigError, ContractError
 from accrual.label_rule import Label
+from accrual.registry import incompatibilities, register, schemas_of
 
 app = typer.Typer(
     help="Contracts: what a stream's events hold, what the label is, when it is final.", no_args_is_help=True
@@ -38,7 +40,21 @@ def check(
                 raise ContractError(f"{path}: breaks stream '{contract.stream}':\n  " + "\n  ".join(breaking))
         elif against is not None:
             typer.echo(f"{path}: stream '{contract.stream}' is not in {against}: nothing to compare with")
+        if (registry := load_config().registry.url) and (problems := incompatibilities(registry, contract)):
+            raise ContractError(f"{path}: the Schema Registry refuses it:\n  " + "\n  ".join(problems))
         typer.echo(f"{path}: fine. {_in_words(contract)}")
+
+
+@app.command("register", epilog="Example:  accrual contract register schemas/contracts/credit-risk.yaml")
+def register_(files: Annotated[list[Path], typer.Argument(help="Contract files (YAML).", show_default=False)]) -> None:
+    """Put the schemas of contracts into the Schema Registry (`registry.url`), as the latest versions."""
+    registry = load_config().registry.url
+    if not registry:
+        raise ConfigError("registry.url is not set: write it into accrual.toml, or set ACCRUAL_REGISTRY_URL")
+    for path in files:
+        contract = load_contract(path)
+        register(registry, contract)
+        typer.echo(f"{path}: registered as {', '.join(schemas_of(contract))}")
 
 
 def _versions_before(path: Path) -> dict[str, Contract]:
