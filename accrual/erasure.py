@@ -91,7 +91,7 @@ class Taught(msgspec.Struct, frozen=True):
 
 
 class Found(msgspec.Struct, frozen=True):
-    """What the lake holds of a subject: rows by table, the sealed windows they are in, and who learned from those.
+    """What the lake holds of a subject: rows by table that has any, the sealed windows they are in, and who learned from those.
 
     `pending` predictions have no label yet: the join still knows them, and they come again when it does.
     `arrived`: by topic, when the last of the records arrived that hold them.
@@ -173,7 +173,7 @@ def find(lake: Lake, names: TopicNames, subject: Subject) -> Found:
         )
     }
     return Found(
-        rows=counts,
+        rows={table: count for table, count in counts.items() if count},
         ids=ids,
         entities=[row["entity"] for row in lake.rows("from entities order by all")],
         windows=touched,
@@ -207,7 +207,7 @@ def _delete(lake: WritableLake, config: Config, subject: Subject) -> Found:
     names, digest = TopicNames(config.topics.prefix), digest_of(config)
     with lake.transaction():
         found = find(lake, names, subject)
-        if not any(found.rows.values()):
+        if not found.rows:
             return found
         asked = _asked(names, subject) | {
             "marks": _marks([*subject.texts, *found.ids]),
@@ -219,10 +219,10 @@ def _delete(lake: WritableLake, config: Config, subject: Subject) -> Found:
         digests = pa.table([pa.array(column, pa.string()) for column in columns], names=["id", "digest"])
         with lake.with_tables({"digests": digests}):
             for table, condition in _held():
-                if found.rows[table]:
+                if table in found.rows:
                     _run(lake, _record(table, condition), asked)
         for table, condition in _held():
-            if found.rows[table]:
+            if table in found.rows:
                 _run(lake, f'delete from lake."{table}" t where {condition}', asked)
     return found
 

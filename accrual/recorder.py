@@ -284,7 +284,7 @@ class AsyncRecorder(_Emitter):
 def _contract_of(stream: str, config: Config) -> Contract | None:
     """The stream's contract, where the service has it."""
     folder = Path(config.contracts)
-    contract = load_contracts(folder).get(stream) if folder.is_dir() else None
+    contract = load_contracts(folder).get(stream) if any(folder.glob("*.yaml")) else None
     if contract is None:
         log.warning(
             "no contract of '%s' in %s: personal data of its events, if it names any, is not hidden", stream, folder

@@ -6,7 +6,7 @@ Four questions, all answered in SQL over the lake alone:
 - Is every captured event accounted for? Per stream and day
       captured = labeled + expired + pending + dead-lettered + duplicate + erased,
   and per stream, of outcomes,
-      captured = in labels + incomplete + duplicate + late + orphaned + waiting + dead-lettered.
+      captured = in labels + incomplete + duplicate + late + orphaned + waiting + dead-lettered + erased.
 - Was every record captured? Per topic-partition, rows and dead letters cover the offsets read, without gap or overlap.
 - Are the sealed windows as they were sealed? Their digests are computed again (what came later is not part of them).
 
@@ -70,6 +70,7 @@ class OutcomeBalance(msgspec.Struct, frozen=True):
     orphaned: int
     waiting: int
     dead_lettered: int
+    erased: int = 0
 
     @property
     def unaccounted(self) -> int:
@@ -82,6 +83,7 @@ class OutcomeBalance(msgspec.Struct, frozen=True):
             + self.orphaned
             + self.waiting
             + self.dead_lettered
+            + self.erased
         )
 
 

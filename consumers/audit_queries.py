@@ -57,12 +57,20 @@ forgotten as (select stream, sum(outcomes)::bigint as n from excused group by al
 unread as (
     select coalesce(stream, '') as stream, count(distinct (partition, "offset")) as dead_lettered from letters
     where topic = $1 and not judged and ($2::varchar is null or stream = $2) group by all
+),
+gone as (
+    select stream, count(*) as erased from lake.erasures
+    where topic = $1 and ($2::varchar is null or stream = $2) group by all
 )
-select stream, coalesce(captured, 0) + coalesce(dead_lettered, 0) as captured, coalesce(in_labels, 0) as in_labels,
+select stream,
+    coalesce(captured, 0) + coalesce(dead_lettered, 0) + coalesce(erased, 0) as captured,
+    coalesce(in_labels, 0) as in_labels,
     coalesce(incomplete, 0) as incomplete, coalesce(duplicate, 0) as duplicate,
     coalesce(late, 0) + coalesce(n, 0) as late,
-    coalesce(orphaned, 0) as orphaned, coalesce(waiting, 0) as waiting, coalesce(dead_lettered, 0) as dead_lettered
-from found full join joined using (stream) full join unread using (stream) left join forgotten using (stream)
+    coalesce(orphaned, 0) as orphaned, coalesce(waiting, 0) as waiting, coalesce(dead_lettered, 0) as dead_lettered,
+    coalesce(erased, 0) as erased
+from found full join joined using (stream) full join unread using (stream) full join gone using (stream)
+left join forgotten using (stream)
 order by stream
 """
 

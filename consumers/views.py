@@ -26,7 +26,7 @@ def show_audit(found: Audit, by_day: bool, console: Console) -> None:
     table = _table("predictions", ["stream", *(["day"] if by_day else []), *columns])
     for key, group in _grouped(found.balances, by_day):
         table.add_row(*key, *(f"{sum(getattr(b, name) for b in group):,}" for name in columns))
-    ends = ["in_labels", "incomplete", "duplicate", "late", "orphaned", "waiting", "dead_lettered"]
+    ends = ["in_labels", "incomplete", "duplicate", "late", "orphaned", "waiting", "dead_lettered", "erased"]
     outcomes = ["captured", *ends, "unaccounted"]
     second = _table("outcomes", ["stream", *outcomes])
     for o in found.outcomes:

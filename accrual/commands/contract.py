@@ -79,12 +79,16 @@ def _in_words(contract: Contract) -> str:
             f" made for its {contract.join.by} before it. "
         )
     )
+    hidden = [name for name, field in {**contract.inputs, **contract.outcome.values}.items() if field.pii]
+    if contract.join is not None and contract.join.pseudonymise:
+        hidden.append(contract.join.by)
     classes = f"{len(contract.output.classes)} classes" + (" and those to come" if contract.output.open else "")
     return (
         f"Stream '{contract.stream}': {len(contract.inputs)} inputs, {classes}; "
         f"the label is {_label_in_words(contract.label)}. {joined}"
         f"A prediction without an outcome after {contract.horizon} {expired}; {late}. "
         f"A training cycle every {contract.training.window_rows} labeled rows."
+        + (f" Hidden before it is sent: {', '.join(hidden)}." if hidden else "")
     )
 
 

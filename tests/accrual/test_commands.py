@@ -91,6 +91,7 @@ def test_configuration_is_shown_without_secrets() -> None:
         "topics list",
         "sql",
         "export",
+        "erase",
         "config",
         "version",
     ],

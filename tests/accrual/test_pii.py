@@ -8,8 +8,10 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from accrual import Recorder, Rejected
+from accrual.cli import app
 from accrual.config import Config, Kafka, Pii, Topics
 from accrual.contract import Contract, load_contract
 from accrual.contract_change import breaking_changes
@@ -154,3 +156,9 @@ def test_what_is_hidden_stays_hidden(
 
 
 HIDDEN = msgspec.convert(yaml.safe_load(DOCUMENT.replace("[yes, no]", "['yes', 'no']")), Contract)
+
+
+def test_the_check_of_a_contract_says_what_is_hidden(tmp_path: Path, contract: Contract) -> None:
+    done = CliRunner().invoke(app, ["contract", "check", str(tmp_path / "cases.yaml")])
+    said = done.output.rpartition("Hidden before it is sent: ")[2].strip(" .\n").split(", ")
+    assert sorted(said) == ["born", "customer", "email", "judge", "name"]
