@@ -67,7 +67,7 @@ def test_every_damaged_file_is_found_and_written_again_as_it_was(filled: World, 
             record(lake, filled.config)
         before, files = content(lake), data_files(lake)
         assert any(file.merged for file in files) == recorded
-        history = sorted({file.snapshot for file in files})[:2] + [lake.snapshot_id() - 1]
+        history = [*sorted({file.snapshot for file in files})[:2], lake.snapshot_id() - 1]
     counted = "select (select count(*) from predictions), (select count(*) from ground_truth_history)"
     seen = {}
     for snapshot in history:
