@@ -93,7 +93,7 @@ def _refill(
     rows = _rows_of(lake, file, tables.get(file.table, TABLES[file.table].empty_table()), ranges)
     if len(rows) != file.rows:
         raise _NotPossibleError(
-            f"it had {file.rows} rows, and the topic has {len(rows)} for it (erased, or another contract)"
+            f"it had {file.rows} rows, and the topic has {len(rows)} for it: some were erased, or the contract is another"
         )
     _write(lake, folder, file, rows, ranges)
 
@@ -197,10 +197,7 @@ def _rows_of(lake: Lake, file: DataFile, rows: pa.Table, ranges: Sequence[Range]
     ]
     where = "stream is not distinct from ? and day::varchar is not distinct from ?" if values else "true"
     snapshot = f', r.snapshot as "{_SNAPSHOT_COLUMN}"' if file.merged else ""
-    shape = pa.schema(
-        [("partition", pa.int32()), ("first", pa.int64()), ("last", pa.int64()), ("snapshot", pa.int64())]
-    )
-    listed = pa.Table.from_pylist([msgspec.to_builtins(one) for one in ranges], shape)
+    listed = pa.Table.from_pylist([msgspec.to_builtins(one) for one in ranges], _RANGES)
     with lake.with_tables({"candidates": rows, "ranges": listed}):
         return lake.arrow(f"select c.*{snapshot} from {source} where {where}", values)
 
