@@ -141,6 +141,11 @@ class DataFolder:
             tail = stream.read(_FOOTER_BYTES)
         return tail[4:] == _MAGIC and 0 < int.from_bytes(tail[:4], "little") < size
 
+    def make_parent(self, path: str) -> None:
+        """Make the folder of a file, where there are folders."""
+        if not self.address.startswith("s3://"):
+            self.files.create_dir(path.rpartition("/")[0], recursive=True)
+
     @contextmanager
     def _reading(self, path: str) -> Iterator[IO[bytes]]:
         try:
