@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import IO, Literal
 
@@ -21,7 +23,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from accrual.config import Config
-from accrual.errors import LakeUnavailable
+from accrual.errors import LakeError, LakeUnavailable
 from accrual.lake import Lake, WritableLake
 from accrual.lake_tables import TABLES
 
@@ -32,6 +34,7 @@ FILES_A_ROUND = 256
 _BLOCK_BYTES = 1 << 20
 _MAGIC = b"PAR1"
 _FOOTER_BYTES = 8
+log = logging.getLogger("accrual.lake")
 
 CATALOG = "__ducklake_metadata_lake"
 _FILES = f"""
@@ -126,24 +129,30 @@ class DataFolder:
     def sha256(self, path: str) -> str:
         """The digest of a file, in hexadecimal."""
         digest = hashlib.sha256()
-        with self._open(path) as stream:
+        with self._reading(path) as stream:
             while block := stream.read(_BLOCK_BYTES):
                 digest.update(block)
         return digest.hexdigest()
 
     def footer_is_whole(self, path: str, size: int) -> bool:
         """Whether the last bytes are those of a Parquet file."""
-        with self._open(path) as stream:
+        with self._reading(path) as stream:
             stream.seek(max(0, size - _FOOTER_BYTES))
             tail = stream.read(_FOOTER_BYTES)
         return tail[4:] == _MAGIC and 0 < int.from_bytes(tail[:4], "little") < size
 
-    def _open(self, path: str) -> IO[bytes]:
+    def make_parent(self, path: str) -> None:
+        """Make the folder of a file, where there are folders."""
+        if not self.address.startswith("s3://"):
+            self.files.create_dir(path.rpartition("/")[0], recursive=True)
+
+    @contextmanager
+    def _reading(self, path: str) -> Iterator[IO[bytes]]:
         try:
-            stream: IO[bytes] = self.files.open_input_file(path)
+            with self.files.open_input_file(path) as stream:
+                yield stream
         except OSError as exc:
             raise LakeUnavailable(f"the lake's file {path} cannot be read: {exc}") from exc
-        return stream
 
 
 def data_files(lake: Lake) -> list[DataFile]:
@@ -180,12 +189,20 @@ def _look(folder: DataFolder, file: DataFile) -> Found:
 def record(lake: WritableLake, config: Config, limit: int = FILES_A_ROUND) -> int:
     """Record files that are new, `limit` at most, and forget those that are gone; returns how many are new.
 
-    One that is not as long as the catalog says is left to `verify`. Raises LakeConflict, LakeError.
+    One that is not as long as the catalog says, or cannot be read, is left to `verify`. Raises LakeUnavailable,
+    LakeConflict.
     """
     folder = DataFolder(config)
     files = data_files(lake)
     new = [file for file in files if file.sha256 is None][:limit]
-    rows = [entry(lake, folder, file) for file in new if folder.size(file.path) == file.bytes]
+    rows = []
+    for file in new:
+        if folder.size(file.path) != file.bytes:
+            continue
+        try:
+            rows.append(entry(lake, folder, file))
+        except LakeError as exc:
+            log.warning("the lake's file %s is damaged: %s; see accrual lake verify", file.path, exc)
     gone = lake.rows("select path from lake.files")
     there = {file.path for file in files}
     gone = [row for row in gone if row["path"] not in there]

@@ -93,7 +93,7 @@ def _refill(
     rows = _rows_of(lake, file, tables.get(file.table, TABLES[file.table].empty_table()), ranges)
     if len(rows) != file.rows:
         raise _NotPossibleError(
-            f"it had {file.rows} rows, and the topic has {len(rows)} for it (erased, or another contract)"
+            f"it had {file.rows} rows, and the topic has {len(rows)} of them: erased, or read by another contract"
         )
     _write(lake, folder, file, rows, ranges)
 
@@ -206,6 +206,7 @@ def _rows_of(lake: Lake, file: DataFile, rows: pa.Table, ranges: Sequence[Range]
 def _write(lake: WritableLake, folder: DataFolder, file: DataFile, rows: pa.Table, ranges: Sequence[Range]) -> None:
     """Put the rows in the file's place, and its new size and digest into the catalog."""
     again = f"{file.path.removesuffix('.parquet')}.again.parquet"
+    folder.make_parent(again)
     with lake.with_tables({"restored": rows}):
         [made] = lake.rows(
             f"copy (from restored) to '{folder.address}/{again}'"
