@@ -1,6 +1,6 @@
 """The audit: do the books balance?
 
-Four questions, all answered in SQL over the lake alone:
+Five questions, the first four answered in SQL over the lake alone:
 
 - Does the join, recomputed from the raw events (`recompute`), find the same ground truth, prediction by prediction?
 - Is every captured event accounted for? Per stream and day
@@ -9,6 +9,7 @@ Four questions, all answered in SQL over the lake alone:
       captured = in labels + incomplete + duplicate + late + orphaned + waiting + dead-lettered + erased.
 - Was every record captured? Per topic-partition, rows and dead letters cover the offsets read, without gap or overlap.
 - Are the sealed windows as they were sealed? Their digests are computed again (what came later is not part of them).
+- Are the files those that were written? Their digests too, when everything is audited.
 
 A stage that lags looks like a difference (an outcome is there, its label is not yet): wait, or look again.
 """
@@ -26,6 +27,7 @@ from accrual.contract import Contract
 from accrual.errors import LakeUnavailable
 from accrual.kafka import TopicNames
 from accrual.lake import Lake, open_lake
+from accrual.lake_verify import DAMAGED, data_files, verify
 from consumers import audit_queries as queries
 from consumers.recompute import Scope, recompute
 from consumers.windows import DIGEST
@@ -156,9 +158,19 @@ def audit(lake: Lake, contracts: Mapping[str, Contract], names: TopicNames, scop
     )
 
 
+def damaged_files(lake: Lake, config: Config) -> list[Difference]:
+    """Files of the lake that are not what they were when they were written. Raises LakeUnavailable."""
+    return [
+        Difference(None, found.file.path, f"file {found.state}", found.detail or "accrual lake verify --repair")
+        for found in verify(lake, config, data_files(lake))
+        if found.state in DAMAGED
+    ]
+
+
 def audit_when_settled(config: Config, contracts: Mapping[str, Contract], scope: Scope, wait_s: float = 0.0) -> Audit:
     """Audit the newest snapshot of the configured lake, again until the books balance or `wait_s` is over.
 
+    Of everything: first its files, and if one is damaged nothing else, since no row can be trusted then.
     Raises LakeUnavailable if there is no lake by then.
     """
     until = time.monotonic() + wait_s
@@ -166,6 +178,9 @@ def audit_when_settled(config: Config, contracts: Mapping[str, Contract], scope:
         try:
             with open_lake(config) as newest:
                 snapshot = newest.snapshot_id()
+                damaged = damaged_files(newest, config) if scope == Scope() else []
+            if damaged:
+                return Audit(snapshot, [], [], [], damaged, 0.0)
             with open_lake(config, at_snapshot=snapshot) as lake:
                 found = audit(lake, contracts, TopicNames(config.topics.prefix), scope)
         except LakeUnavailable:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -14,7 +15,8 @@ from accrual.config import Config
 from accrual.errors import LakeError
 from accrual.lake import WritableLake, open_lake_for_writing
 from accrual.lake_tables import TABLES
-from consumers.audit import Audit, audit
+from accrual.lake_verify import record
+from consumers.audit import Audit, audit, audit_when_settled
 from consumers.recompute import Scope
 from consumers.windows import Sealer
 from tests.consumers.conftest import START, STREAM, World, settings
@@ -97,6 +99,33 @@ def test_each_planted_fault_is_found(right: tuple[World, WritableLake], fault: s
         assert kind in {difference.kind for difference in found.differences}
         raise Undone
     assert books(world, lake).balanced
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def alter(path: Path) -> None:
+    """One bit in the middle, which Parquet itself may not see."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind"), [(cut, "file truncated"), (alter, "file altered"), (Path.unlink, "file missing")]
+)
+def test_a_damaged_file_is_found(
+    config: Config, world: World, full_lake: FullLake, damage: Callable[[Path], None], kind: str
+) -> None:
+    lake = full_lake(100)
+    record(lake, config)
+    assert audit_when_settled(config, world.contracts, Scope()).balanced
+    files = sorted((config.state_dir / "lake" / "data").rglob("ground_truth_history/**/*.parquet"))
+    damage(files[0])
+    found = audit_when_settled(config, world.contracts, Scope())
+    assert not found.balanced
+    assert [(d.kind, d.id.rpartition("/")[2]) for d in found.differences] == [(kind, files[0].name)]
 
 
 def test_an_expiry_before_the_horizon_is_found(world: World, lake: WritableLake) -> None:
