@@ -386,7 +386,8 @@ def _inconsistencies(contract: Contract) -> list[tuple[str, str]]:
                 "names no input; write e.g. '{" + next(iter(contract.inputs), "text") + "}'",
             )
         )
-    found += mistakes(contract.quality, {name: field.type for name, field in contract.inputs.items()})
+    inputs = {name: field.type for name, field in contract.inputs.items()}
+    found += mistakes(contract.quality, inputs, contract.field_types)
     training, gate = contract.training, contract.gate
     bounds: list[tuple[str, bool, str]] = [
         ("training.window_rows", training.window_rows >= 10, "must be at least 10"),

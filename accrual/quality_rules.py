@@ -21,8 +21,10 @@ Pattern = Literal["email", "phone", "iban", "card", "ip"]
 class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What every row must satisfy: one of the conditions on `field`, or `check`, an expression over all inputs.
 
-    A missing value satisfies every condition. `range` and `length` (in characters) include both bounds; `matches` is a
-    regular expression for the whole text; `free_of` names kinds of personal data that a text must not contain.
+    `field` is an input, or `values.NAME` of the outcome. A row that breaks the rule is quarantined, or only counted
+    when it is there to `warn`. A missing value satisfies every condition. `range` and `length` (in characters) include
+    both bounds; `matches` is a regular expression for the whole text; `free_of` names kinds of personal data that a
+    text must not contain.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     matches: str | None = None
     free_of: list[Pattern] | None = None
     check: str | None = None
+    warn: bool = False
 
     @property
     def conditions(self) -> list[str]:
@@ -69,18 +72,18 @@ class Quality(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slices: list[str] = []
 
 
-def mistakes(quality: Quality, types: Mapping[str, str]) -> list[tuple[str, str]]:
-    """What is wrong with the section, as (field, problem); `types` are those of the inputs by name."""
+def mistakes(quality: Quality, inputs: Mapping[str, str], values: Mapping[str, str]) -> list[tuple[str, str]]:
+    """What is wrong with the section, as (field, problem); given are the types of inputs and outcome values by name."""
     found: list[tuple[str, str]] = []
     for name, times in Counter(rule.name for rule in quality.rules).items():
         if times > 1:
             found.append(("quality.rules", f"the name {name} is there {times} times; a row is quarantined by it"))
     for rule in quality.rules:
-        found += [(f"quality.rules.{rule.name}", problem) for problem in _problems(rule, types)]
+        found += [(f"quality.rules.{rule.name}", problem) for problem in _problems(rule, inputs, values)]
     found += [
-        ("quality.slices", f"{name} is not one of inputs ({', '.join(types)})")
+        ("quality.slices", f"{name} is not one of inputs ({', '.join(inputs)})")
         for name in quality.slices
-        if name not in types
+        if name not in inputs
     ]
     if quality.bounds.slice_ratio is not None and not quality.slices:
         found.append(("quality.bounds.slice_ratio", "needs quality.slices: the inputs whose values are looked at"))
@@ -90,15 +93,16 @@ def mistakes(quality: Quality, types: Mapping[str, str]) -> list[tuple[str, str]
     return found
 
 
-def _problems(rule: Rule, types: Mapping[str, str]) -> list[str]:
+def _problems(rule: Rule, inputs: Mapping[str, str], values: Mapping[str, str]) -> list[str]:
     """What is wrong with one rule."""
     if len(rule.conditions) != 1:
         return [f"give exactly one condition of range, one_of, length, matches, free_of, check; not {rule.conditions}"]
     [condition] = rule.conditions
     if rule.check is not None:
-        return _problems_of_check(rule.check, rule.field, types)
+        return _problems_of_check(rule.check, rule.field, inputs)
+    types = {**inputs, **{f"values.{name}": kind for name, kind in values.items()}}
     if rule.field is None or rule.field not in types:
-        return [f"field is {rule.field}; it must be one of inputs ({', '.join(types)})"]
+        return [f"field is {rule.field}; it must be one of {', '.join(types)}"]
     kind = types[rule.field]
     if condition == "range" and kind not in ("number", "integer"):
         return [f"range is for numbers; {rule.field} is a {kind}"]

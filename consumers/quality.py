@@ -7,6 +7,7 @@ in the ground truth, and no model learns from them until a person releases them.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from datetime import datetime
 
 import msgspec
@@ -76,10 +77,17 @@ def inspect(
     view = typed_view(contract)
     lake.rows(queries.ROWS.format(name="inspected", view=view), [since, until])
     total = lake.rows("select count(*) as n from inspected")[0]["n"]
-    findings = _broken_rows(lake, contract)
+    broken = _broken_rows(lake, contract)
+    only_warn = {rule.name for rule in contract.quality.rules if rule.warn}
+    findings = [finding for finding in broken if finding.rule not in only_warn]
     share = len({finding.prediction_id for finding in findings}) / max(total, 1)
     bounds = contract.quality.bounds
-    measures = [Measure("quarantined", "", share, bounds.quarantined), *_measures_of_labels(lake, contract)]
+    measures = [Measure("quarantined", "", share, bounds.quarantined)]
+    counts = Counter(finding.rule for finding in broken)
+    measures += [
+        Measure("broken", rule.name, counts[rule.name] / max(total, 1), None) for rule in contract.quality.rules
+    ]
+    measures += _measures_of_labels(lake, contract)
     if last is not None:
         lake.rows(queries.ROWS.format(name="reference", view=view), [*last])
         measures += _drift(lake, contract)
@@ -196,5 +204,6 @@ def _path(name: str) -> str:
 
 
 def _input(name: str) -> str:
-    """SQL for an input of a row of `inspected`."""
-    return 'inputs."' + name.replace('"', '""') + '"'
+    """SQL for an input of a row of `inspected`, or for `values.NAME` of its outcome."""
+    struct, field = ('"values"', name.removeprefix("values.")) if name.startswith("values.") else ("inputs", name)
+    return f"{struct}." + '"' + field.replace('"', '""') + '"'

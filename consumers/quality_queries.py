@@ -3,7 +3,7 @@
 # {view}: the stream's typed view. `inputs` is a struct.
 ROWS = """
 create or replace temp table {name} as
-select prediction_id, revision, label, output, inputs, inputs_json
+select prediction_id, revision, label, output, inputs, "values", inputs_json
 from ({view}) where predicted_at >= ? and predicted_at < ?
 """
 
@@ -45,7 +45,8 @@ from (select count(*) as n, count(distinct label) as labels from inspected where
 
 # Rows whose texts are nearly those of an earlier one: shingles of three words with a Jaccard similarity of 0.8 or more.
 # Candidates share one of 8 bands of 4 MinHash values (Broder 1997, "On the resemblance and containment of documents";
-# Leskovec, Rajaraman, Ullman, "Mining of Massive Datasets", ch. 3.4): 98% of the pairs at 0.8. {text}: a row's texts.
+# Leskovec, Rajaraman, Ullman, "Mining of Massive Datasets", ch. 3.4): 98% of the pairs at 0.8. Each text is compared
+# with the first one of every band it is in, so that many alike do not cost their square. {text}: a row's texts.
 NEAR_DUPLICATES = """
 with texts as (
     select row_number() over () as id, count(*) as copies, text
@@ -65,8 +66,8 @@ signed as (
 ),
 bands as (select id, b as band, hash(minima[4 * b + 1:4 * b + 4]) as value from signed, range(8) t(b)),
 pairs as (
-    select distinct first.id as earlier, second.id as later
-    from bands first join bands second using (band, value) where first.id < second.id
+    select distinct earlier, id as later
+    from (select id, min(id) over (partition by band, value) as earlier from bands) where earlier < id
 ),
 near as (
     select distinct later as id from pairs join signed a on a.id = earlier join signed b on b.id = later

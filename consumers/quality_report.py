@@ -10,7 +10,8 @@ from accrual.errors import NotFound
 from accrual.lake import Lake
 
 _EXPLAINED = {
-    "quarantined": "share of rows that broke a rule",
+    "quarantined": "share of rows that broke a rule which quarantines",
+    "broken": "share of rows that broke each rule",
     "largest_label": "share of the commonest label",
     "conflicts": "share of rows with the inputs of another row and another label",
     "near_duplicates": "share of rows that nearly repeat another",

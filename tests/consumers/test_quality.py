@@ -49,6 +49,8 @@ quality:
     - {name: known_channel, field: channel, one_of: [mail, chat]}
     - {name: amount_range, field: amount, range: [0, 1000]}
     - {name: lower_case, field: channel, matches: '[a-z]+'}
+    - {name: known_urgency, field: values.urgency, one_of: [low, high]}
+    - {name: polite, field: text, matches: '.*thank.*', warn: true}
     - {name: chat_is_small, check: "channel != 'chat' or amount < 500 or amount is None"}
   bounds: {BOUNDS}
 """
@@ -172,6 +174,15 @@ def test_a_row_is_quarantined_by_the_rules_it_breaks(
     assert values(found, "quarantined")[""] == (0.25 if broken else 0)
 
 
+def test_a_rule_about_the_outcome_and_one_that_only_warns(desk: Desk, lake: WritableLake) -> None:
+    odd = desk.send({"text": "many thanks"}, "whatever")
+    desk.good(3)
+    found = look(desk, lake)
+    assert [(f.prediction_id, f.rule) for f in found.findings] == [(odd, "known_urgency")]
+    broken = values(found, "broken")
+    assert (broken["known_urgency"], broken["polite"], broken["amount_range"]) == (0.25, 0.75, 0)
+
+
 def test_what_is_quarantined_does_not_repeat_the_value(desk: Desk, lake: WritableLake) -> None:
     desk.send({"text": "write to jo@mail.example"})
     assert "jo@" not in str(look(desk, lake).findings)
@@ -180,6 +191,7 @@ def test_what_is_quarantined_does_not_repeat_the_value(desk: Desk, lake: Writabl
 def test_planted_bad_values_are_found_and_a_blind_rule_shows(desk: Desk, lake: WritableLake) -> None:
     desk.good(1)
     recalls = values(look(desk, lake), "canary_recall")
+    assert recalls.pop("known_urgency") == recalls.pop("polite") == 1
     assert recalls.keys() == {"text_length", "no_personal_data", "known_channel", "amount_range", "lower_case"}
     assert all(recall == 1 for rule, recall in recalls.items() if rule != "no_personal_data")
     assert recalls["no_personal_data"] >= 0.99
@@ -350,7 +362,7 @@ def test_a_window_beyond_a_bound_is_not_sealed(
     [
         ("{name: a, field: text, length: [1, 2], matches: x}", "exactly one condition"),
         ("{name: a, field: text}", "exactly one condition"),
-        ("{name: a, field: nothing, length: [1, 2]}", "must be one of inputs"),
+        ("{name: a, field: nothing, length: [1, 2]}", "must be one of text, channel, amount, values.urgency"),
         ("{name: a, field: text, range: [1, 2]}", "range is for numbers"),
         ("{name: a, field: amount, one_of: [x]}", "one_of is for texts"),
         ("{name: a, field: text, length: [3, 2]}", "3 is above 2"),
