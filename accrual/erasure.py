@@ -91,7 +91,7 @@ class Taught(msgspec.Struct, frozen=True):
 
 
 class Found(msgspec.Struct, frozen=True):
-    """What the lake holds of a subject: rows of each table that has any, their sealed windows, and who learned from those.
+    """What the lake holds of a subject: rows of each table that has any, their sealed windows, and who learned of them.
 
     `pending` predictions have no label yet: the join still knows them, and they come again when it does.
     `arrived`: by topic, when the last of the records arrived that hold them.
