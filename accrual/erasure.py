@@ -91,7 +91,7 @@ class Taught(msgspec.Struct, frozen=True):
 
 
 class Found(msgspec.Struct, frozen=True):
-    """What the lake holds of a subject: rows by table that has any, their sealed windows, and who learned from those.
+    """What the lake holds of a subject: rows of each table that has any, their sealed windows, and who learned of them.
 
     `pending` predictions have no label yet: the join still knows them, and they come again when it does.
     `arrived`: by topic, when the last of the records arrived that hold them.
@@ -251,9 +251,7 @@ def _record(table: str, condition: str) -> str:
         if "predicted_at" in columns
         else "null::int"
     )
-    position = (
-        '"partition", "offset"' if "partition" in columns else 'null::int as "partition", null::bigint as "offset"'
-    )
+    position = '"partition", "offset"' if "offset" in columns else 'null::int as "partition", null::bigint as "offset"'
     return f"""
         insert into lake.erasures by name
         select $erasure as erasure, coalesce(stream, '') as stream, '{table}' as "table", {day} as day,
