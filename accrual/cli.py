@@ -12,7 +12,7 @@ from importlib.metadata import version as installed_version
 
 import typer
 
-from accrual.commands import broker, contract, dead_letters, lake, pending, settings, sql, stages, topics
+from accrual.commands import broker, contract, dead_letters, lake, pending, quarantine, settings, sql, stages, topics
 from accrual.errors import AccrualError
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.add_typer(contract.app, name="contract")
 app.add_typer(topics.app, name="topics")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(lake.app, name="lake")
+app.add_typer(quarantine.app, name="quarantine")
 app.command(epilog="Example:  accrual config")(settings.config)
 app.command(
     epilog='Examples:  accrual sql "select status, count(*) from ground_truth group by all"   |   accrual sql --attach'

@@ -150,6 +150,37 @@ TABLES: dict[str, pa.Schema] = {
             ("sealed_at", TIME),
         ]
     ),
+    # Why a row is not trained on: put here when its window is checked, then what people decided (accrual.ledger's
+    # Decision; `offset` is its record's). The view `quarantined` has the current state.
+    "quarantine": pa.schema(
+        [
+            ("stream", pa.string()),
+            ("window", pa.int32()),
+            ("prediction_id", pa.string()),
+            ("revision", pa.int32()),
+            ("rule", pa.string()),
+            ("detail", pa.string()),
+            ("state", pa.string()),
+            ("by", pa.string()),
+            ("note", pa.string()),
+            ("at", TIME),
+            ("offset", pa.int64()),
+        ]
+    ),
+    # What was measured of a window when it was checked; docs/quality.md has the metrics. `part`: of a field, the slice.
+    "quality": pa.schema(
+        [
+            ("stream", pa.string()),
+            ("window", pa.int32()),
+            ("metric", pa.string()),
+            ("field", pa.string()),
+            ("part", pa.string()),
+            ("value", pa.float64()),
+            ("bound", pa.string()),
+            ("verdict", pa.string()),
+            ("at", TIME),
+        ]
+    ),
     # Ranges of offsets in the topics of raw events that hold no record: the broker's transaction markers.
     "markers": pa.schema(
         [
@@ -187,6 +218,11 @@ VIEWS: dict[str, str] = {
         qualify row_number() over (
             partition by stream, prediction_id, predicted_at, day order by revision desc, "offset"
         ) = 1
+    """,
+    # The last decision holds; what the check itself said came before all of them.
+    "quarantined": """
+        select * from quarantine
+        qualify row_number() over (partition by stream, prediction_id, rule order by "offset" desc nulls last) = 1
     """,
     # One row per topic-partition: the sinks have taken the records from first_offset up to, not including, next_offset.
     "offsets": """

@@ -1,7 +1,8 @@
-"""What the trainer says: the ledger of runs and evaluations, and the announcement of a champion.
+"""What the trainer says: the ledger of runs and evaluations, and the announcement of a champion; what people decide.
 
 `Run` and `Evaluation` go to the training topic, `Generation` to the models topic (compacted, keyed by stream). One
 Kafka transaction carries a verdict with all its records, so that a trainer that is killed and restarted repeats none.
+`Decision` goes to the training topic too, since the sink is the lake's writer (docs/decisions/0005).
 """
 
 from __future__ import annotations
@@ -78,6 +79,22 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True, tag="evaluation", ta
     at: Time
 
 
-LedgerEntry = Run | Evaluation
+class Decision(msgspec.Struct, frozen=True, kw_only=True, tag="decision", tag_field="type"):
+    """What a person decided about a row in quarantine: its whole entry there, with the new `state`, `by` and `note`."""
+
+    v: int = VERSION
+    stream: str
+    window: int
+    prediction_id: str
+    revision: int
+    rule: str
+    detail: str
+    state: Literal["released", "rejected"]
+    by: str
+    note: str
+    at: Time
+
+
+LedgerEntry = Run | Evaluation | Decision
 decode_ledger_entry = msgspec.json.Decoder(LedgerEntry).decode
 decode_generation = msgspec.json.Decoder(Generation).decode

@@ -16,7 +16,7 @@ import yaml
 from accrual.contract import Contract
 from accrual.events import VERSION, DeadLetter, GroundTruth, Outcome, Prediction, Tick
 from accrual.kafka import TopicNames
-from accrual.ledger import Evaluation, Generation, Run
+from accrual.ledger import Decision, Evaluation, Generation, Run
 
 EVENTS: dict[str, type[msgspec.Struct]] = {
     "prediction": Prediction,
@@ -27,6 +27,7 @@ EVENTS: dict[str, type[msgspec.Struct]] = {
     "generation": Generation,
     "run": Run,
     "evaluation": Evaluation,
+    "decision": Decision,
 }
 _FOLDER = Path("schemas")
 
@@ -78,7 +79,13 @@ def asyncapi() -> dict[str, Any]:
             "Events that broke their contract, with the reason and the original bytes.",
         ),
         "models": (names.models, ["generation"], "receive", "stream", "The champion of each stream; compacted."),
-        "training": (names.training, ["run", "evaluation"], "receive", "stream", "The trainer's ledger."),
+        "training": (
+            names.training,
+            ["run", "evaluation", "decision"],
+            "receive",
+            "stream",
+            "The trainer's ledger, and what people decided about rows in quarantine.",
+        ),
     }
     return {
         "asyncapi": "3.0.0",

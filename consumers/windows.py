@@ -5,8 +5,10 @@ ends where it has the contract's `window_rows` labels. It is sealed, never to ch
 
 1. its youngest prediction is older than the horizon: event time has passed `to_time` by it (what arrived early is
    biased; a cohort that has matured is not),
-2. no prediction of it is pending, and
-3. the join recomputed from the raw events finds the same ground truth for it.
+2. no prediction of it is pending,
+3. the join recomputed from the raw events finds the same ground truth for it, and
+4. it is within the bounds of the contract's `quality` (`consumers/quality.py`). Rows that break its rules are in
+   quarantine before the window's snapshot is taken.
 
 Whoever reads the lake at the window's `snapshot_id` sees exactly the rows that were sealed; `digest` proves it.
 """
@@ -29,6 +31,7 @@ from accrual.errors import LakeConflict, LakeError
 from accrual.kafka import TopicNames
 from accrual.lake import Lake, Move, WritableLake
 from accrual.lake_tables import TABLES
+from consumers.quality import Report, inspect, unrecorded
 from consumers.recompute import EARLIEST, Scope, recompute
 
 # A check waits at least this long after the last one, and ten times as long as that one took.
@@ -42,7 +45,8 @@ class Candidate(msgspec.Struct, frozen=True):
     """The next window of a stream, as far as it is known.
 
     `labels` of `needed`; `until` once there are enough. `mature_at`: how far event time (`watermark`) must come.
-    `pending` and `differences` are counted once it has come that far, None before.
+    `pending` and `differences` are counted once it has come that far, None before; `quality` is looked at once both are
+    zero, where the contract has any.
     """
 
     stream: str
@@ -55,11 +59,13 @@ class Candidate(msgspec.Struct, frozen=True):
     mature_at: datetime | None = None
     pending: int | None = None
     differences: int | None = None
+    quality: Report | None = None
 
     @property
     def complete(self) -> bool:
         """Whether it can be sealed."""
-        return self.pending == 0 and self.differences == 0
+        clean = self.quality is None or not self.quality.failed
+        return self.pending == 0 and self.differences == 0 and clean
 
     @property
     def waits_for(self) -> str:
@@ -73,6 +79,8 @@ class Candidate(msgspec.Struct, frozen=True):
             return f"{self.pending} pending predictions"
         if self.differences:
             return f"{self.differences} differences to the recomputation: see accrual audit"
+        if self.quality is not None and self.quality.failed:
+            return "quality: " + "; ".join(finding.said for finding in self.quality.failed)
         return "the sink to seal it"
 
 
@@ -131,7 +139,11 @@ def next_window(
                (select count(*) from differences) as differences
         """
     )[0]
-    return msgspec.structs.replace(candidate, **checked)
+    candidate = msgspec.structs.replace(candidate, **checked)
+    if contract.quality is None or not candidate.complete:
+        return candidate
+    report = inspect(lake, contract, candidate.window, since, until)
+    return msgspec.structs.replace(candidate, quality=report)
 
 
 class Sealer:
@@ -150,6 +162,7 @@ class Sealer:
         # Per stream, what to wait for: so many labels, an event time, any news.
         self._waiting: dict[str, tuple[int, datetime, int]] = {}
         self._not_before = 0.0
+        self._noted = False
 
     def look_at(self, tables: Mapping[str, pa.Table]) -> None:
         """Note what a committed batch brought."""
@@ -177,7 +190,7 @@ class Sealer:
         if not due or time.monotonic() < self._not_before:
             return []
         started = time.monotonic()
-        sealed = []
+        sealed, self._noted = [], False
         for stream in due:
             try:
                 with self._lake.transaction():
@@ -188,7 +201,7 @@ class Sealer:
                 log.info("the next window of %s is left for later: %s", stream, exc)
             except LakeError:
                 log.exception("the next window of %s cannot be checked", stream)
-        if not sealed:
+        if not sealed and not self._noted:
             self._not_before = time.monotonic() + max(_PAUSE_S, _PAUSE_FACTOR * (time.monotonic() - started))
         return sealed
 
@@ -209,6 +222,11 @@ class Sealer:
         if not self._lake.alone:
             self._watermarks[stream] = watermark_of(self._lake, self._contracts[stream])
         candidate = next_window(self._lake, self._contracts, self._names, stream, self._watermarks[stream])
+        news = unrecorded(self._lake, candidate.quality) if candidate.quality else {}
+        if "quarantine" in news or (news and not candidate.complete):
+            # In a transaction of its own: the snapshot that a window is sealed at shows what is in quarantine.
+            self._noted = self._lake.add(news, [guard]) or self._noted
+            return None
         if not candidate.complete:
             self._wait(candidate)
             return None
@@ -233,9 +251,8 @@ class Sealer:
             "to_time": candidate.until,
             "sealed_at": datetime.now(UTC),
         }
-        return (
-            window if self._lake.add({"windows": pa.Table.from_pylist([window], TABLES["windows"])}, [guard]) else None
-        )
+        rows = {"windows": pa.Table.from_pylist([window], TABLES["windows"]), **news}
+        return window if self._lake.add(rows, [guard]) else None
 
     def _wait(self, candidate: Candidate) -> None:
         """Look again when what this candidate lacks can have come."""

@@ -1,7 +1,8 @@
 """Select: which rows a challenger learns from, and which are kept back to calibrate it.
 
 All rows of the new windows, the latest of them kept back, and a share of older rows so that what was learned is not
-lost. The choice is a function of the lake's snapshot, the contract and the seed.
+lost. Rows that are in quarantine, or were rejected, are none of them. The choice is a function of the lake's snapshot,
+the contract and the seed.
 """
 
 from __future__ import annotations
@@ -94,8 +95,10 @@ def select(lake: Lake, contract: Contract, new: Sequence[Window], seed: int) -> 
 
 def _rows(contract: Contract, lake: Lake, condition: str, params: Sequence[object]) -> list[Row]:
     table = lake.arrow(
-        f"select prediction_id, inputs, label from ground_truth where stream = ? and label is not null and {condition}",
-        [contract.stream, *params],
+        "select prediction_id, inputs, label from ground_truth where stream = ? and label is not null"
+        " and prediction_id not in (select prediction_id from quarantined where stream = ? and state <> 'released')"
+        f" and {condition}",
+        [contract.stream, contract.stream, *params],
     )
     return [
         Row(prediction_id, contract.render(contract.decode_inputs(inputs.encode())), label)
