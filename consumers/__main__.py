@@ -18,12 +18,14 @@ from rich.console import Console
 from accrual.cli import run as run_command
 from accrual.config import Config, load_config
 from accrual.contract import Contract, load_contracts
-from accrual.errors import ConfigError
+from accrual.errors import ConfigError, NotFound
 from accrual.kafka import TopicNames
 from accrual.lake import open_lake
 from consumers import sink as sink_loop
 from consumers.audit import audit_when_settled
 from consumers.progress import Progress, serving
+from consumers.quality import Report, inspect
+from consumers.quality_report import render
 from consumers.recompute import EARLIEST, LATEST, Scope
 from consumers.views import show_audit, show_windows
 from consumers.windows import next_window, watermark_of
@@ -83,9 +85,25 @@ def audit(
         raise typer.Exit(1)
 
 
-@app.command(epilog="Example:  accrual windows --stream support-intents")
-def windows(stream: Annotated[str | None, typer.Option(help="Only windows of this stream.")] = None) -> None:
-    """List the sealed windows, and what the next one of each stream still waits for."""
+@app.command(
+    epilog="Examples:  accrual windows --stream support-intents"
+    "   |   accrual windows --report support-intents/3 --to window.html"
+)
+def windows(
+    stream: Annotated[str | None, typer.Option(help="Only windows of this stream.")] = None,
+    report: Annotated[
+        str | None, typer.Option(metavar="STREAM/WINDOW", help="Write a page about this window's quality instead.")
+    ] = None,
+    to: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("window.html"),
+) -> None:
+    """List the sealed windows, and what the next one of each stream still waits for.
+
+    The page is about a sealed window, or about the next one once all but its quality has been found to be fine.
+    """
+    if report is not None:
+        to.write_text(render(_quality_of(report)), encoding="utf-8")
+        typer.echo(f"{to}: the quality of {report}")
+        return
     config, contracts = _configured(stream)
     names = TopicNames(config.topics.prefix)
     with open_lake(config) as newest:
@@ -97,6 +115,27 @@ def windows(stream: Annotated[str | None, typer.Option(help="Only windows of thi
         chosen = [stream] if stream else list(contracts)
         candidates = [next_window(lake, contracts, names, s, watermark_of(lake, contracts[s])) for s in chosen]
     show_windows(sealed, candidates, Console())
+
+
+def _quality_of(name: str) -> Report:
+    """The report on `STREAM/WINDOW`: by the contract of today, of a sealed window as it was sealed."""
+    stream, _, number = name.rpartition("/")
+    if not number.isdecimal():
+        raise typer.BadParameter(f"'{name}' is not STREAM/WINDOW, such as support-intents/3")
+    config, contracts = _configured(stream)
+    with open_lake(config) as newest:
+        found = newest.rows('from windows where stream = ? and "window" = ?', [stream, int(number)])
+        snapshot = found[0]["snapshot_id"] if found else newest.snapshot_id()
+    with open_lake(config, at_snapshot=snapshot) as lake:
+        if found:
+            return inspect(lake, contracts[stream], int(number), found[0]["from_time"], found[0]["to_time"])
+        names, contract = TopicNames(config.topics.prefix), contracts[stream]
+        candidate = next_window(lake, contracts, names, stream, watermark_of(lake, contract))
+    if candidate.window != int(number):
+        raise NotFound(f"{stream} has no window {number}; `accrual windows` lists those it has")
+    if candidate.quality is None:
+        raise NotFound(f"window {number} of {stream} has not been checked: it waits for {candidate.waits_for}")
+    return candidate.quality
 
 
 def _configured(stream: str | None) -> tuple[Config, dict[str, Contract]]:
