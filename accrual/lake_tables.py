@@ -135,7 +135,8 @@ TABLES: dict[str, pa.Schema] = {
         ]
     ),
     # Sealed windows: the cohort of predictions with from_time <= predicted_at < to_time, complete at `snapshot_id`.
-    # `rows` counts its predictions, `labeled` those with a label, `coverage` is their ratio.
+    # `rows` counts its predictions, `labeled` those with a label, `coverage` is their ratio; `trainable` counts those
+    # with a label that are not in quarantine.
     "windows": pa.schema(
         [
             ("stream", pa.string()),
@@ -145,13 +146,14 @@ TABLES: dict[str, pa.Schema] = {
             ("to_time", TIME),
             ("rows", pa.int32()),
             ("labeled", pa.int32()),
+            ("trainable", pa.int32()),
             ("coverage", pa.float64()),
             ("digest", pa.string()),
             ("sealed_at", TIME),
         ]
     ),
-    # Why a row is not trained on: put here when its window is checked, then what people decided (accrual.ledger's
-    # Decision; `offset` is its record's). The view `quarantined` has the current state.
+    # Why rows are not trained on: put here when their window is checked, then what people decided (Decision of
+    # accrual.ledger; `offset` is its record's). The view `quarantined` has the current state.
     "quarantine": pa.schema(
         [
             ("stream", pa.string()),

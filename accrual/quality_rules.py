@@ -16,7 +16,7 @@ from accrual.expression import Node, parse
 
 OUTCOME = "values."
 METRICS = {
-    "violations": "share of rows that break a rule; `field` is the rule's name",
+    "violations": "share of rows that break a rule and nobody has decided about; `field` is the rule's name",
     "canary_recall": "share of rows made to break a rule that it finds; `field` is the rule's name",
     "label_share": "share of a label among the labeled; `field` is the label",
     "psi": "population stability index against the last sealed window; `field` is an input or `label`",

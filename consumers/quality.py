@@ -13,6 +13,7 @@ All of it in SQL over one snapshot of the lake. What rows broke goes to the lake
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -23,7 +24,7 @@ import pyarrow as pa
 from accrual.contract import Contract
 from accrual.lake import Lake
 from accrual.lake_tables import TABLES
-from accrual.quality_rules import Bound, Quality
+from accrual.quality_rules import Bound, Quality, Rule
 from consumers import near_duplicates
 from consumers import quality_queries as queries
 from consumers.canaries import hatch
@@ -92,12 +93,10 @@ def inspect(lake: Lake, contract: Contract, window: int, since: datetime, until:
     _load(lake, contract, "checked", since, until)
     rules = {rule.name: rule for rule in quality.rules}
     broken = [row for rule in quality.rules for row in lake.rows(violations_sql(contract, rule, "checked"))]
-    _keep(lake, contract, [row for row in broken if rules[row["rule"]].severity == "quarantine"])
+    undecided = _keep(lake, contract, broken, rules)
     rows, kept = (lake.rows(f"select count(*) as n from {name}")[0]["n"] for name in ("checked", "kept"))
     measured = [
-        {"metric": "violations", "field": name, "part": "", "value": sum(b["rule"] == name for b in broken) / rows}
-        for name in rules
-        if rows
+        {"metric": "violations", "field": name, "part": "", "value": undecided[name] / rows} for name in rules if rows
     ]
     measured += _labels_and_duplicates(lake, quality) + _drift(lake, contract, window) + _recall(lake, contract)
     for name in quality.slices:
@@ -161,10 +160,14 @@ def _load(lake: Lake, contract: Contract, name: str, since: datetime, until: dat
     )
 
 
-def _keep(lake: Lake, contract: Contract, broken: list[dict[str, Any]]) -> None:
-    """Make `kept`: the rows that are, as far as this check can tell, to be trained on."""
+def _keep(lake: Lake, contract: Contract, broken: list[dict[str, Any]], rules: Mapping[str, Rule]) -> Counter[str]:
+    """Make `kept`: the rows that are, as far as this check can tell, to be trained on.
+
+    Returns how many rows break each rule that nobody has decided about.
+    """
     schema = pa.schema([("prediction_id", pa.string()), ("rule", pa.string())])
-    now = pa.Table.from_pylist([{name: row[name] for name in schema.names} for row in broken], schema)
+    held = [row for row in broken if rules[row["rule"]].severity == "quarantine"]
+    now = pa.Table.from_pylist([{name: row[name] for name in schema.names} for row in held], schema)
     with lake.with_tables({"broken_now": now}):
         lake.rows(
             """
@@ -178,6 +181,13 @@ def _keep(lake: Lake, contract: Contract, broken: list[dict[str, Any]]) -> None:
             """,
             [contract.stream],
         )
+    decided = {
+        (row["prediction_id"], row["rule"])
+        for row in lake.rows(
+            "select prediction_id, rule from quarantined where stream = ? and state <> 'quarantined'", [contract.stream]
+        )
+    }
+    return Counter(row["rule"] for row in broken if (row["prediction_id"], row["rule"]) not in decided)
 
 
 def _labels_and_duplicates(lake: Lake, quality: Quality) -> list[dict[str, Any]]:

@@ -236,12 +236,15 @@ class Sealer:
                 select prediction_id, revision, label from ground_truth
                 where stream = ? and predicted_at >= ? and predicted_at < ?
             )
-            select count(*) as rows, count(label) as labeled, count(label) / count(*) as coverage,
+            select count(*) as rows, count(label) as labeled,
+                count(label) filter (prediction_id not in (
+                    select prediction_id from quarantined where stream = ? and state <> 'released')) as trainable,
+                count(label) / count(*) as coverage,
                 sha256(string_agg(concat_ws('|', prediction_id, revision, coalesce(label, '')), chr(10)
                                   order by prediction_id)) as digest
             from cohort
             """,
-            [stream, candidate.since, candidate.until],
+            [stream, candidate.since, candidate.until, stream],
         )[0]
         window |= {
             "stream": stream,

@@ -53,10 +53,10 @@ class Selection(msgspec.Struct, frozen=True):
 
 
 def sealed_windows(lake: Lake, stream: str) -> list[Window]:
-    """The sealed windows of a stream that hold a label, in order."""
+    """The sealed windows of a stream that hold a row to learn from, in order."""
     found = lake.rows(
         'select stream, "window", snapshot_id, from_time, to_time, coverage from windows'
-        ' where stream = ? and labeled > 0 order by "window"',
+        ' where stream = ? and trainable > 0 order by "window"',
         [stream],
     )
     return msgspec.convert(found, list[Window])
