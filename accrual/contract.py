@@ -160,6 +160,7 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
     `remember`: how long after its horizon a prediction is still recognised as a duplicate.
     `max_ahead`: how far an event's time may be ahead of the broker's clock.
     `idle`: how long a partition must be silent before its event time goes on with the clock.
+    `quality`: what rows and windows must be like to be trained on.
     """
 
     stream: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
@@ -178,7 +179,7 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
     max_ahead: str = "1d"
     idle: str = "10m"
     gate: Gate = msgspec.field(default_factory=Gate)
-    quality: Quality = msgspec.field(default_factory=Quality)
+    quality: Quality | None = None
 
     @cached_property
     def horizon_us(self) -> int:
@@ -265,6 +266,11 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
         if self.label.field is not None:
             return {self.label.field}
         return _fields_of(self.expression) if self.expression is not None else set()
+
+    @property
+    def input_types(self) -> dict[str, str]:
+        """The type of each input by its name."""
+        return {name: field.type for name, field in self.inputs.items()}
 
     @property
     def field_types(self) -> dict[str, str]:
@@ -386,8 +392,8 @@ def _inconsistencies(contract: Contract) -> list[tuple[str, str]]:
                 "names no input; write e.g. '{" + next(iter(contract.inputs), "text") + "}'",
             )
         )
-    inputs = {name: field.type for name, field in contract.inputs.items()}
-    found += mistakes(contract.quality, inputs, contract.field_types)
+    if contract.quality is not None:
+        found += mistakes(contract.quality, contract.input_types, contract.field_types, classes)
     training, gate = contract.training, contract.gate
     bounds: list[tuple[str, bool, str]] = [
         ("training.window_rows", training.window_rows >= 10, "must be at least 10"),

@@ -137,8 +137,9 @@ TABLES: dict[str, pa.Schema] = {
         ]
     ),
     # Sealed windows: the cohort of predictions with from_time <= predicted_at < to_time, as they were at `snapshot_id`.
-    # `rows` counts its predictions, `labeled` those with a label, `coverage` is their ratio; `maturity` is the share of
-    # the labels to come that were expected to be there. `reached` is the next offset of each partition of ground truth.
+    # `rows` counts its predictions, `labeled` those with a label, `coverage` is their ratio; `trainable` counts those
+    # with a label that are not in quarantine. `maturity` is the share of the labels to come that were expected to be
+    # there, `reached` the next offset of each partition of ground truth.
     "windows": pa.schema(
         [
             ("stream", pa.string()),
@@ -148,6 +149,7 @@ TABLES: dict[str, pa.Schema] = {
             ("to_time", TIME),
             ("rows", pa.int32()),
             ("labeled", pa.int32()),
+            ("trainable", pa.int32()),
             ("coverage", pa.float64()),
             ("maturity", pa.float64()),
             ("digest", pa.string()),
@@ -155,7 +157,8 @@ TABLES: dict[str, pa.Schema] = {
             ("sealed_at", TIME),
         ]
     ),
-    # Rows of sealed windows that broke a rule of the contract's `quality`, or are suspected of a wrong label.
+    # Why rows are not trained on: put here when their window is checked, then what people decided (Decision of
+    # accrual.ledger; `offset` is its record's). The view `quarantined` has the current state.
     "quarantine": pa.schema(
         [
             ("stream", pa.string()),
@@ -164,15 +167,6 @@ TABLES: dict[str, pa.Schema] = {
             ("revision", pa.int32()),
             ("rule", pa.string()),
             ("detail", pa.string()),
-            ("at", TIME),
-        ]
-    ),
-    # What a person decided about quarantined rows: structs of accrual.ledger; `rule` is null for all of them.
-    "decisions": pa.schema(
-        [
-            ("stream", pa.string()),
-            ("prediction_id", pa.string()),
-            ("rule", pa.string()),
             ("state", pa.string()),
             ("by", pa.string()),
             ("note", pa.string()),
@@ -180,15 +174,17 @@ TABLES: dict[str, pa.Schema] = {
             ("offset", pa.int64()),
         ]
     ),
-    # What was measured when a window was sealed: `bound` is the contract's at that time, null if there was none.
+    # What was measured of a window when it was checked; docs/quality.md has the metrics. `part`: of a field, the slice.
     "quality": pa.schema(
         [
             ("stream", pa.string()),
             ("window", pa.int32()),
-            ("measure", pa.string()),
-            ("of", pa.string()),
+            ("metric", pa.string()),
+            ("field", pa.string()),
+            ("part", pa.string()),
             ("value", pa.float64()),
-            ("bound", pa.float64()),
+            ("bound", pa.string()),
+            ("verdict", pa.string()),
             ("at", TIME),
         ]
     ),
@@ -259,6 +255,11 @@ VIEWS: dict[str, str] = {
             partition by stream, prediction_id, predicted_at, day order by revision desc, "offset"
         ) = 1
     """,
+    # The last decision holds; what the check itself said came before all of them.
+    "quarantined": """
+        select * from quarantine
+        qualify row_number() over (partition by stream, prediction_id, rule order by "offset" desc nulls last) = 1
+    """,
     # One row per topic-partition: the sinks have taken the records from first_offset up to, not including, next_offset.
     "offsets": """
         select topic, "partition", min(first_offset) as first_offset, max(next_offset) as next_offset
@@ -276,15 +277,6 @@ VIEWS: dict[str, str] = {
         select stream, "window", prediction_id, arg_max(label, revision) filter (not later) as sealed_label,
             arg_max(label, revision) as label, min(arrived_at) filter (later) as touched_at
         from sealed_rows group by stream, "window", prediction_id having bool_or(later)
-    """,
-    # Quarantined rows with their state: `quarantined` until a person decides, then `released` or `rejected`.
-    "quarantined": """
-        select q.*, coalesce(d.state, 'quarantined') as state, d."by", d.note, d."at" as decided_at
-        from quarantine q left join decisions d
-            on d.stream = q.stream and d.prediction_id = q.prediction_id and (d.rule is null or d.rule = q.rule)
-        qualify row_number() over (
-            partition by q.stream, q."window", q.prediction_id, q.rule order by d."offset" desc nulls last
-        ) = 1
     """,
 }
 

@@ -1,8 +1,8 @@
 """What the trainer says: the ledger of runs and evaluations, and the announcement of a champion; what people decide.
 
-`Run`, `Evaluation` and `Decision` go to the training topic, `Generation` to the models topic (compacted, keyed by
-stream). One Kafka transaction carries a verdict with all its records, so that a trainer that is killed and restarted
-repeats none.
+`Run` and `Evaluation` go to the training topic, `Generation` to the models topic (compacted, keyed by stream). One
+Kafka transaction carries a verdict with all its records, so that a trainer that is killed and restarted repeats none.
+`Decision` goes to the training topic too, since the sink is the lake's writer (docs/decisions/0005).
 """
 
 from __future__ import annotations
@@ -80,13 +80,16 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True, tag="evaluation", ta
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True, tag="decision", tag_field="type"):
-    """What a person decided about a quarantined row; of several, the last one holds. `rule`: None for all of them."""
+    """What a person decided about a row in quarantine: its whole entry there, with the new `state`, `by` and `note`."""
 
     v: int = VERSION
     stream: str
+    window: int
     prediction_id: str
-    rule: str | None
-    state: Literal["quarantined", "released", "rejected"]
+    revision: int
+    rule: str
+    detail: str
+    state: Literal["released", "rejected"]
     by: str
     note: str
     at: Time

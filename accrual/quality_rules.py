@@ -1,131 +1,216 @@
-"""The contract's rules for the quality of ground truth: how they are written, and what makes no sense.
+"""The contract's `quality` section: what a row must fulfil, and how a window may look (docs/quality.md).
 
-What they mean is in docs/quality.md; the sink carries them out when a window is to be sealed (`consumers/quality.py`).
+Rules and bounds are carried out in SQL over the lake (`consumers/quality.py`); here they are read and checked.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
 
 from accrual.errors import ContractError
-from accrual.expression import parse
+from accrual.expression import Node, parse
 
-Pattern = Literal["email", "phone", "iban", "card", "ip"]
+OUTCOME = "values."
+METRICS = {
+    "violations": "share of rows that break a rule and nobody has decided about; `field` is the rule's name",
+    "canary_recall": "share of rows made to break a rule that it finds; `field` is the rule's name",
+    "label_share": "share of a label among the labeled; `field` is the label",
+    "psi": "population stability index against the last sealed window; `field` is an input or `label`",
+    "jensen_shannon": "Jensen-Shannon divergence in bits, from 0 to 1; `field` is an input or `label`",
+    "duplicates": "share of rows whose inputs came before in the window",
+    "near_duplicates": "share of the distinct texts that are nearly one of the others",
+    "label_conflicts": "share of the labeled whose inputs have another label too",
+    "label_errors": "share of the labeled whose label the predictions confidently contradict",
+    "coverage": "share of all predictions of a slice that are labeled; `field` is one of slices",
+    "representation": "Jensen-Shannon divergence in bits between the labeled and all; `field` is one of slices",
+}
+"""What is measured of every window, and what `field` is where a metric has several values."""
+
+Metric = Literal[
+    "violations",
+    "canary_recall",
+    "label_share",
+    "psi",
+    "jensen_shannon",
+    "duplicates",
+    "near_duplicates",
+    "label_conflicts",
+    "label_errors",
+    "coverage",
+    "representation",
+]
+
+
+class Span(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """From `least` to `most`, both included; one of them may be left out."""
+
+    least: float | None = None
+    most: float | None = None
 
 
 class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What every row must satisfy: one of the conditions on `field`, or `check`, an expression over all inputs.
+    """What every row must fulfil; one that does not is put into quarantine, or (`warn`) only counted.
 
-    `field` is an input, or `values.NAME` of the outcome. A row that breaks the rule is quarantined, or only counted
-    when it is there to `warn`. A missing value satisfies every condition. `range` and `length` (in characters) include
-    both bounds; `matches` is a regular expression for the whole text; `free_of` names kinds of personal data that a
-    text must not contain.
+    Either `expression` is given, over all fields, or `field` (an input, or `values.NAME`) and one of the others.
+    A value that is null breaks no rule, and an expression breaks only when it is false: as CHECK in SQL.
     """
 
     name: str
     field: str | None = None
-    range: tuple[float, float] | None = None
-    one_of: list[str] | None = None
-    length: tuple[int, int] | None = None
+    range: Span | None = None
+    categories: list[str] | None = None
     matches: str | None = None
-    free_of: list[Pattern] | None = None
-    check: str | None = None
-    warn: bool = False
+    length: Span | None = None
+    pii: Literal["forbid"] | None = None
+    expression: str | None = None
+    severity: Literal["quarantine", "warn"] = "quarantine"
 
     @property
-    def conditions(self) -> list[str]:
-        """The names of the conditions that are given."""
-        names = ("range", "one_of", "length", "matches", "free_of", "check")
-        return [name for name in names if getattr(self, name) is not None]
+    def kind(self) -> str:
+        """Which of the conditions it has."""
+        return next(name for name in CONDITIONS if getattr(self, name) is not None)
 
 
-class Bounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a window must satisfy to be sealed; a bound that is not given does not hold anything back.
+CONDITIONS = ("range", "categories", "matches", "length", "pii", "expression")
 
-    Shares are of the window's rows: `quarantined`, `largest_label`, `near_duplicates`, `conflicts`, `suspects`.
-    `label_drift`, `input_drift`: the population stability index against the last sealed window. `slice_ratio`: for
-    every value of the `slices`, its share among labeled rows over its share among all predictions, at least.
-    `canary_recall`: of planted bad rows, the share that each rule finds, at least.
+
+class Bound(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a metric of a window may be. With `field` it is about that one, without about all of the metric.
+
+    A window beyond a bound is not sealed, unless `severity` is `warn`.
     """
 
-    quarantined: float | None = None
-    largest_label: float | None = None
-    label_drift: float | None = None
-    input_drift: float | None = None
-    near_duplicates: float | None = None
-    conflicts: float | None = None
-    suspects: float | None = None
-    slice_ratio: float | None = None
-    canary_recall: float | None = None
+    metric: Metric
+    field: str | None = None
+    least: float | None = None
+    most: float | None = None
+    severity: Literal["fail", "warn"] = "fail"
+
+    def holds(self, value: float) -> bool:
+        """Whether a value is within."""
+        return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
+
+    def __str__(self) -> str:
+        ends = [f"at least {self.least:g}"] if self.least is not None else []
+        ends += [f"at most {self.most:g}"] if self.most is not None else []
+        return ", ".join(ends)
+
+
+class Canaries(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """For each rule so many `rows` of a window are made to break it; the rule must find the share `recall` of them."""
+
+    rows: int = 25
+    recall: float = 1.0
+    seed: int = 17
 
 
 class Quality(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`rules` for rows, `bounds` for windows, and the inputs whose values are the `slices`."""
+    """Rules for rows, bounds for windows.
+
+    `text`: the input whose wording is compared to find near-duplicates. `slices`: categorical inputs for which coverage
+    is measured. `canaries`: whether the rules are tried on rows that break them whenever a window is checked.
+    """
 
     rules: list[Rule] = []
-    bounds: Bounds = msgspec.field(default_factory=Bounds)
+    bounds: list[Bound] = []
+    text: str | None = None
     slices: list[str] = []
+    canaries: Canaries | None = None
 
 
-def mistakes(quality: Quality, inputs: Mapping[str, str], values: Mapping[str, str]) -> list[tuple[str, str]]:
-    """What is wrong with the section, as (field, problem); given are the types of inputs and outcome values by name."""
+def rule_fields(inputs: Mapping[str, str], values: Mapping[str, str]) -> dict[str, str]:
+    """The names of an expression with their types: inputs as they are, outcome values as `values_NAME`."""
+    return {**{f"values_{name}": kind for name, kind in values.items()}, **inputs}
+
+
+def rule_tree(rule: Rule, inputs: Mapping[str, str], values: Mapping[str, str]) -> Node:
+    """The tree of a rule's expression. Raises ContractError."""
+    tree = parse(rule.expression or "", rule_fields(inputs, values))
+    if tree.type != "boolean":
+        raise ContractError("says no true or false; write a condition that a good row fulfils, such as amount > 0")
+    return tree
+
+
+def mistakes(
+    quality: Quality, inputs: Mapping[str, str], values: Mapping[str, str], classes: Sequence[str]
+) -> list[tuple[str, str]]:
+    """What is wrong with the section over fields (name → type), as (contract field, problem and fix)."""
     found: list[tuple[str, str]] = []
-    for name, times in Counter(rule.name for rule in quality.rules).items():
-        if times > 1:
-            found.append(("quality.rules", f"the name {name} is there {times} times; a row is quarantined by it"))
+    names = Counter(rule.name for rule in quality.rules)
     for rule in quality.rules:
-        found += [(f"quality.rules.{rule.name}", problem) for problem in _problems(rule, inputs, values)]
+        problem = "another rule has this name too" if names[rule.name] > 1 else _mistake(rule, inputs, values)
+        if problem:
+            found.append(("quality.rules", f"{rule.name or '(no name)'}: {problem}"))
+    fields = {
+        "violations": names,
+        "canary_recall": names,
+        "label_share": classes,
+        "psi": [*inputs, "label"],
+        "jensen_shannon": [*inputs, "label"],
+        "coverage": quality.slices,
+        "representation": quality.slices,
+    }
+    for bound in quality.bounds:
+        known = fields.get(bound.metric, [])
+        if bound.least is None and bound.most is None:
+            found.append(("quality.bounds", f"{bound.metric}: give least, most or both"))
+        elif bound.field is not None and bound.field not in known:
+            which = f"one of {', '.join(known)}" if known else "left out: the metric is one number"
+            found.append(("quality.bounds", f"{bound.metric}: field is '{bound.field}'; it must be {which}"))
+    if quality.text is not None and inputs.get(quality.text) != "string":
+        found.append(("quality.text", f"'{quality.text}' is not a string of inputs"))
     found += [
-        ("quality.slices", f"{name} is not one of inputs ({', '.join(inputs)})")
+        ("quality.slices", f"'{name}' is not a string, integer or boolean of inputs")
         for name in quality.slices
-        if name not in inputs
+        if inputs.get(name) not in ("string", "integer", "boolean")
     ]
-    if quality.bounds.slice_ratio is not None and not quality.slices:
-        found.append(("quality.bounds.slice_ratio", "needs quality.slices: the inputs whose values are looked at"))
-    for name, bound in msgspec.structs.asdict(quality.bounds).items():
-        if bound is not None and not (bound >= 0 if name.endswith("_drift") else 0 <= bound <= 1):
-            found.append((f"quality.bounds.{name}", "is a share: 0 to 1" if bound > 1 else "must not be negative"))
+    canaries = quality.canaries
+    if canaries is not None and not (1 <= canaries.rows <= 1000 and 0 <= canaries.recall <= 1):
+        found.append(("quality.canaries", "rows are 1 to 1000, recall is a share: 0 to 1"))
     return found
 
 
-def _problems(rule: Rule, inputs: Mapping[str, str], values: Mapping[str, str]) -> list[str]:
-    """What is wrong with one rule."""
-    if len(rule.conditions) != 1:
-        return [f"give exactly one condition of range, one_of, length, matches, free_of, check; not {rule.conditions}"]
-    [condition] = rule.conditions
-    if rule.check is not None:
-        return _problems_of_check(rule.check, rule.field, inputs)
-    types = {**inputs, **{f"values.{name}": kind for name, kind in values.items()}}
-    if rule.field is None or rule.field not in types:
-        return [f"field is {rule.field}; it must be one of {', '.join(types)}"]
-    kind = types[rule.field]
-    if condition == "range" and kind not in ("number", "integer"):
-        return [f"range is for numbers; {rule.field} is a {kind}"]
-    if condition in ("one_of", "length", "matches", "free_of") and kind != "string":
-        return [f"{condition} is for texts; {rule.field} is a {kind}"]
-    for bounds in (rule.range, rule.length):
-        if bounds is not None and bounds[0] > bounds[1]:
-            return [f"{condition}: {bounds[0]} is above {bounds[1]}"]
-    if rule.matches is not None:
+def _mistake(rule: Rule, inputs: Mapping[str, str], values: Mapping[str, str]) -> str | None:
+    if not rule.name:
+        return "give it a name; quarantine says it as the reason"
+    given = [name for name in CONDITIONS if getattr(rule, name) is not None]
+    if len(given) != 1:
+        return f"give exactly one of {', '.join(CONDITIONS)}"
+    if rule.expression is not None:
+        if rule.field is not None:
+            return "an expression names its fields itself: leave field out"
         try:
-            re.compile(rule.matches)
-        except re.error as exc:
-            return [f"matches is not a regular expression: {exc}"]
-        if re.search(r"\(\?[=!<]|\\[1-9]", rule.matches):
-            return ["matches: look-around and back-references are not known to RE2, which reads it"]
-    return []
+            rule_tree(rule, inputs, values)
+        except ContractError as exc:
+            return f"expression: {exc}"
+        return None
+    types = {**inputs, **{OUTCOME + name: kind for name, kind in values.items()}}
+    kind = types.get(rule.field or "")
+    if kind is None:
+        return f"field must be one of {', '.join(types)}"
+    wanted = ("number", "integer") if rule.range is not None else ("string",)
+    if kind not in wanted:
+        return f"{given[0]} is about a {wanted[0]}, and {rule.field} is a {kind}"
+    span = rule.range or rule.length
+    if span is not None and (span.least is None and span.most is None):
+        return f"{given[0]}: give least, most or both"
+    if span is not None and span.least is not None and span.most is not None and span.least > span.most:
+        return f"{given[0]}: least is greater than most"
+    if rule.categories == []:
+        return "categories: name at least one"
+    return _pattern_mistake(rule.matches) if rule.matches is not None else None
 
 
-def _problems_of_check(check: str, field: str | None, types: Mapping[str, str]) -> list[str]:
-    if field is not None:
-        return ["check is about all inputs: leave field out"]
+def _pattern_mistake(pattern: str) -> str | None:
+    import pyarrow as pa  # it has the regular expressions that DuckDB has, RE2's
+    import pyarrow.compute as pc
+
     try:
-        kind = parse(check, types).type
-    except ContractError as exc:
-        return [f"check: {exc}"]
-    return [] if kind == "boolean" else [f"check gives a {kind}; write a condition"]
+        pc.match_substring_regex(pa.array([""]), pattern)
+    except pa.ArrowInvalid as exc:
+        return f"matches: {exc}"
+    return None

@@ -79,7 +79,13 @@ def asyncapi() -> dict[str, Any]:
             "Events that broke their contract, with the reason and the original bytes.",
         ),
         "models": (names.models, ["generation"], "receive", "stream", "The champion of each stream; compacted."),
-        "training": (names.training, ["run", "evaluation", "decision"], "receive", "stream", "The trainer's ledger."),
+        "training": (
+            names.training,
+            ["run", "evaluation", "decision"],
+            "receive",
+            "stream",
+            "The trainer's ledger, and what people decided about rows in quarantine.",
+        ),
     }
     return {
         "asyncapi": "3.0.0",

@@ -18,7 +18,7 @@ from rich.console import Console
 from accrual.cli import run as run_command
 from accrual.config import Config, load_config
 from accrual.contract import Contract, load_contracts
-from accrual.errors import ConfigError
+from accrual.errors import ConfigError, NotFound
 from accrual.kafka import TopicNames
 from accrual.lake import open_lake, open_lake_for_writing
 from accrual.lake_verify import DAMAGED, data_files, verify
@@ -28,7 +28,8 @@ from consumers.audit_record import public_key_of, verify_record, write_record
 from consumers.explain import explain as life_of
 from consumers.maturity import maturity
 from consumers.progress import Progress, serving
-from consumers.quality_report import window_report
+from consumers.quality import Report, inspect
+from consumers.quality_report import render
 from consumers.recall import touched_windows
 from consumers.recompute import EARLIEST, LATEST, Scope
 from consumers.refill import refill as refill_files
@@ -117,29 +118,27 @@ def audit(
 
 @app.command(
     epilog="Examples:  accrual windows --stream support-intents   |   accrual windows --json"
-    "   |   accrual windows --stream support-intents --report 3 --to window-3.html"
+    "   |   accrual windows --report support-intents/3 --to window.html"
 )
 def windows(
     stream: Annotated[str | None, typer.Option(help="Only windows of this stream.")] = None,
     json: Annotated[bool, typer.Option("--json", help="For a program.")] = False,
     report: Annotated[
-        int | None, typer.Option(min=1, metavar="WINDOW", help="Instead: write the quality report of this window.")
+        str | None, typer.Option(metavar="STREAM/WINDOW", help="Write a page about this window's quality instead.")
     ] = None,
-    to: Annotated[Path, typer.Option(metavar="FILE", help="Where the report goes.")] = Path("window.html"),
+    to: Annotated[Path, typer.Option(metavar="FILE", help="Where the page goes.")] = Path("window.html"),
 ) -> None:
     """List the sealed windows, and what the next one of each stream still waits for.
 
     Maturity: of the labels that will ever come for its predictions, the share expected to be there, by the measured
-    delays of all predictions of the stream.
+    delays of all predictions of the stream. The page is about a sealed window, or about the next one once all but its
+    quality has been found to be fine.
     """
-    config, contracts = _configured(stream)
     if report is not None:
-        if stream is None:
-            raise typer.BadParameter("--report needs --stream")
-        with open_lake(config) as lake:
-            to.write_text(window_report(lake, stream, report), encoding="utf-8")
-        typer.echo(f"{to}: the quality of window {report} of {stream}")
+        to.write_text(render(_quality_of(report)), encoding="utf-8")
+        typer.echo(f"{to}: the quality of {report}")
         return
+    config, contracts = _configured(stream)
     names = TopicNames(config.topics.prefix)
     with open_lake(config) as newest:
         snapshot = newest.snapshot_id()
@@ -160,7 +159,7 @@ def windows(
             so_far = maturity(lake, contract, watermark, candidate.since, candidate.until) if watermark else None
             next_ones.append((candidate, so_far))
     if json:
-        ahead = [{"waits_for": c.waits_for, "maturity": m, **msgspec.structs.asdict(c)} for c, m in next_ones]
+        ahead = [{**msgspec.structs.asdict(c), "waits_for": c.waits_for, "maturity": m} for c, m in next_ones]
         typer.echo(msgspec.json.encode({"sealed": sealed, "next": ahead}))
     else:
         show_windows(sealed, next_ones, Console())
@@ -209,6 +208,27 @@ def refill(
         show_refilled(done, Console())
     if left or any(one.why for one in done):
         raise typer.Exit(1)
+
+
+def _quality_of(name: str) -> Report:
+    """The report on `STREAM/WINDOW`: by the contract of today, of a sealed window as it was sealed."""
+    stream, _, number = name.rpartition("/")
+    if not number.isdecimal():
+        raise typer.BadParameter(f"'{name}' is not STREAM/WINDOW, such as support-intents/3")
+    config, contracts = _configured(stream)
+    with open_lake(config) as newest:
+        found = newest.rows('from windows where stream = ? and "window" = ?', [stream, int(number)])
+        snapshot = found[0]["snapshot_id"] if found else newest.snapshot_id()
+    with open_lake(config, at_snapshot=snapshot) as lake:
+        if found:
+            return inspect(lake, contracts[stream], int(number), found[0]["from_time"], found[0]["to_time"])
+        names, contract = TopicNames(config.topics.prefix), contracts[stream]
+        candidate = next_window(lake, contracts, names, stream, watermark_of(lake, contract))
+    if candidate.window != int(number):
+        raise NotFound(f"{stream} has no window {number}; `accrual windows` lists those it has")
+    if candidate.quality is None:
+        raise NotFound(f"window {number} of {stream} has not been checked: it waits for {candidate.waits_for}")
+    return candidate.quality
 
 
 def _configured(stream: str | None) -> tuple[Config, dict[str, Contract]]:

@@ -1,209 +1,272 @@
-"""Quality control: which rows of a window break the contract's rules, and whether the window is fit to learn from.
+"""Quality control of a window: which rows break a rule, how the window as a whole looks, and what must not be sealed.
 
-Everything is measured in SQL over the window's current ground truth. Rows that break a rule are quarantined: they stay
-in the ground truth, and no model learns from them until a person releases them. A window beyond a bound is not sealed.
+    checked  = the window's rows, typed by the contract
+    broken   = what rules find in them
+    kept     = checked without rows that are in quarantine: now broken, or rejected before; released ones stay
+    metrics  = balance, drift, duplicates, conflicts, errors of labels in `kept`; coverage of slices in `checked`
+    canaries = rows made to break the rules: the recall of each rule
+    verdicts = the metrics by the contract's bounds
+
+All of it in SQL over one snapshot of the lake. What rows broke goes to the lake's table `quarantine`, the rest to
+`quality`; docs/quality.md documents both.
 """
 
 from __future__ import annotations
 
-import random
 from collections import Counter
-from datetime import datetime
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal
 
 import msgspec
 import pyarrow as pa
 
 from accrual.contract import Contract
 from accrual.lake import Lake
+from accrual.lake_tables import TABLES
+from accrual.quality_rules import Bound, Quality, Rule
+from consumers import near_duplicates
 from consumers import quality_queries as queries
+from consumers.canaries import hatch
 from consumers.expression_sql import quoted
-from consumers.rule_sql import canaries, is_broken
+from consumers.rule_sql import column_of, violations_sql
 from consumers.typed_views import typed_view
 
-CANARIES = 50  # of each rule
-FEW_TEXTS = 50  # different ones in the reference, up to which each is a bin
-SUSPECTED = "suspected_label"
+_DIGITS = 6
+_SHOWN = 50  # rows of each kind that a report lists
+_CANARIES_OF = 500  # rows that canaries are made of
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """A row that breaks a rule, or whose label is suspected."""
+    """One metric of a window. `verdict`: `ok`, `warn` and `failed` by a bound; `measured` where there is none."""
 
-    prediction_id: str
-    revision: int
-    rule: str
-    detail: str
-
-
-class Measure(msgspec.Struct, frozen=True):
-    """Something measured of a window; `of` says of what in it. `least`: the bound is a lower one."""
-
-    measure: str
-    of: str
+    metric: str
+    field: str
+    part: str
     value: float
-    bound: float | None
-    least: bool = False
-
-    @property
-    def broken(self) -> bool:
-        """Whether the value is beyond its bound."""
-        if self.bound is None:
-            return False
-        return self.value < self.bound if self.least else self.value > self.bound
+    bound: str
+    verdict: Literal["ok", "warn", "failed", "measured"]
 
     @property
     def said(self) -> str:
-        """The measure and its bound, for a person."""
-        of = f" of {self.of}" if self.of else ""
-        bound = "" if self.bound is None else f", {'least' if self.least else 'most'} {self.bound:g}"
-        return f"{self.measure}{of} {self.value:.3f}{bound}"
+        """For a person."""
+        what = " ".join(part for part in (self.metric, self.field, self.part) if part)
+        return f"{what} is {self.value:g}" + (f", must be {self.bound}" if self.bound else "")
 
 
-class Inspection(msgspec.Struct, frozen=True):
-    """What was found in a window."""
+class Bar(msgspec.Struct, frozen=True):
+    """How many rows of this window and of the one before have a value (or lie in a tenth) of a field."""
 
+    field: str
+    part: str
+    now: int
+    before: int
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What was found in one window. `broken`: rows of the table `quarantine`, and those of rules that only warn.
+
+    `suspected` and `near`: the first few label errors and near-duplicates, for people.
+    """
+
+    stream: str
+    window: int
+    since: datetime
+    until: datetime
+    rows: int
+    kept: int
     findings: list[Finding]
-    measures: list[Measure]
+    broken: list[dict[str, Any]]
+    bars: list[Bar]
+    suspected: list[dict[str, Any]]
+    near: list[dict[str, Any]]
 
     @property
-    def broken(self) -> list[Measure]:
-        """The measures that are beyond their bounds: with any of them the window is not sealed."""
-        return [measure for measure in self.measures if measure.broken]
+    def failed(self) -> list[Finding]:
+        """What must not be sealed."""
+        return [finding for finding in self.findings if finding.verdict == "failed"]
 
 
-def inspect(
-    lake: Lake, contract: Contract, since: datetime, until: datetime, last: tuple[datetime, datetime] | None
-) -> Inspection:
-    """Inspect the predictions with since <= predicted_at < until; `last` are the bounds of the last sealed window."""
-    view = typed_view(contract)
-    lake.rows(queries.ROWS.format(name="inspected", view=view), [since, until])
-    total = lake.rows("select count(*) as n from inspected")[0]["n"]
-    broken = _broken_rows(lake, contract)
-    only_warn = {rule.name for rule in contract.quality.rules if rule.warn}
-    findings = [finding for finding in broken if finding.rule not in only_warn]
-    share = len({finding.prediction_id for finding in findings}) / max(total, 1)
-    bounds = contract.quality.bounds
-    measures = [Measure("quarantined", "", share, bounds.quarantined)]
-    counts = Counter(finding.rule for finding in broken)
-    measures += [
-        Measure("broken", rule.name, counts[rule.name] / max(total, 1), None) for rule in contract.quality.rules
+def inspect(lake: Lake, contract: Contract, window: int, since: datetime, until: datetime) -> Report:
+    """Check the predictions of `since` up to `until`. Use one snapshot: a pinned lake, or a transaction."""
+    quality = contract.quality or Quality()
+    _load(lake, contract, "checked", since, until)
+    rules = {rule.name: rule for rule in quality.rules}
+    broken = [row for rule in quality.rules for row in lake.rows(violations_sql(contract, rule, "checked"))]
+    undecided = _keep(lake, contract, broken, rules)
+    rows, kept = (lake.rows(f"select count(*) as n from {name}")[0]["n"] for name in ("checked", "kept"))
+    measured = [
+        {"metric": "violations", "field": name, "part": "", "value": undecided[name] / rows} for name in rules if rows
     ]
-    measures += _measures_of_labels(lake, contract)
-    if last is not None:
-        lake.rows(queries.ROWS.format(name="reference", view=view), [*last])
-        measures += _drift(lake, contract)
-    suspects = msgspec.convert(
-        lake.rows(
-            f"""
-            select prediction_id, revision, {quoted(SUSPECTED)} as rule,
-                format('labeled {{}}; the model was confident of {{}}', label, guess) as detail
-            from suspects order by prediction_id
-            """
-        ),
-        list[Finding],
+    measured += _labels_and_duplicates(lake, quality) + _drift(lake, contract, window) + _recall(lake, contract)
+    for name in quality.slices:
+        measured += lake.rows(queries.slice_metrics(name))
+    return Report(
+        stream=contract.stream,
+        window=window,
+        since=since,
+        until=until,
+        rows=rows,
+        kept=kept,
+        findings=[_judged(quality, m) for m in sorted(measured, key=lambda m: (m["metric"], m["field"], m["part"]))],
+        broken=[row | {"severity": rules[row["rule"]].severity} for row in broken],
+        bars=msgspec.convert(lake.rows(queries.BARS), list[Bar]),
+        suspected=lake.rows(f"from suspected order by probability desc, prediction_id limit {_SHOWN}"),
+        near=lake.rows(f"select text, like_text, similarity from near order by all limit {_SHOWN}"),
     )
-    if bounds.suspects is not None:
-        findings += suspects
-    measures += _measures_of_slices(lake, contract, since, until) + _measures_of_canaries(lake, contract)
-    return Inspection(findings, measures)
 
 
-def _broken_rows(lake: Lake, contract: Contract) -> list[Finding]:
-    rules = {rule.name: rule for rule in contract.quality.rules}
-    if not rules:
-        return []
-    conditions = ", ".join(
-        f"if({is_broken(rule, contract, _input)}, {quoted(name)}, null)" for name, rule in rules.items()
-    )
-    found = lake.rows(queries.BROKEN.format(conditions=conditions) + " order by prediction_id, rule")
-    return [
-        Finding(row["prediction_id"], row["revision"], row["rule"], _detail(rules[row["rule"]].field)) for row in found
-    ]
-
-
-def _detail(field: str | None) -> str:
-    """What it is about, without the value: that may be what must not be kept."""
-    return f"{field} breaks the rule" if field else "the inputs break the rule"
-
-
-def _measures_of_labels(lake: Lake, contract: Contract) -> list[Measure]:
-    bounds = contract.quality.bounds
-    lake.rows(queries.SUSPECTS)
-    measured = {
-        "largest_label": (queries.LARGEST_LABEL, bounds.largest_label),
-        "conflicts": (queries.CONFLICTS, bounds.conflicts),
-        "suspects": (
-            "select (select count(*) from suspects) / count(*) as value from inspected where label is not null",
-            bounds.suspects,
-        ),
-    }
-    texts = [_input(name) for name, field in contract.inputs.items() if field.type == "string"]
-    if texts and bounds.near_duplicates is not None:
-        query = queries.NEAR_DUPLICATES.format(text=f"concat_ws(chr(10), {', '.join(texts)})")
-        measured["near_duplicates"] = (query, bounds.near_duplicates)
-    found = [(name, lake.rows(query)[0]["value"], bound) for name, (query, bound) in measured.items()]
-    return [Measure(name, "", value, bound) for name, value, bound in found if value is not None]
-
-
-def _drift(lake: Lake, contract: Contract) -> list[Measure]:
-    bounds = contract.quality.bounds
-    found = _drift_of(lake, "label", "", "label", bounds.label_drift, is_number=False)
-    for name, field in contract.inputs.items():
-        value, is_number = _input(name), field.type in ("number", "integer")
-        if field.type == "string" and _different(lake, value) > FEW_TEXTS:
-            value, is_number = f"length({value})", True
-        found += _drift_of(lake, "input", name, value, bounds.input_drift, is_number)
-    return found
-
-
-def _drift_of(lake: Lake, what: str, of: str, value: str, bound: float | None, is_number: bool) -> list[Measure]:
-    shown = "list_count(list_filter(tenths, lambda cut: cut < value))::varchar" if is_number else "value::varchar"
-    drift = lake.rows(
-        queries.DRIFT.format(
-            value=value,
-            number="value" if is_number else "null::double",
-            bin=f"case when value is not null then {shown} end",
+def unrecorded(lake: Lake, report: Report) -> dict[str, pa.Table]:
+    """The rows of `quarantine` and `quality` that a report has and the lake has not yet, by table."""
+    at = datetime.now(UTC)
+    said = {
+        (row["metric"], row["field"], row["part"]): (row["value"], row["verdict"], row["bound"])
+        for row in lake.rows(
+            'from quality where stream = ? and "window" = ? order by "at"', [report.stream, report.window]
         )
-    )[0]
-    return [Measure(f"{what}_drift", of, drift["psi"], bound), Measure(f"{what}_divergence", of, drift["js"], None)]
+    }
+    metrics = [
+        {**msgspec.structs.asdict(f), "stream": report.stream, "window": report.window, "at": at}
+        for f in report.findings
+        if said.get((f.metric, f.field, f.part)) != (f.value, f.verdict, f.bound)
+    ]
+    known = {
+        (row["prediction_id"], row["rule"])
+        for row in lake.rows("select distinct prediction_id, rule from quarantine where stream = ?", [report.stream])
+    }
+    entry = {
+        "stream": report.stream,
+        "window": report.window,
+        "state": "quarantined",
+        "by": "check",
+        "note": "",
+        "at": at,
+    }
+    held = [
+        {**row, **entry}
+        for row in report.broken
+        if row["severity"] == "quarantine" and (row["prediction_id"], row["rule"]) not in known
+    ]
+    rows: Mapping[str, list[dict[str, Any]]] = {"quarantine": held, "quality": metrics}
+    return {table: pa.Table.from_pylist(some, TABLES[table]) for table, some in rows.items() if some}
 
 
-def _different(lake: Lake, value: str) -> int:
-    return int(lake.rows(f"select approx_count_distinct({value}) as n from reference")[0]["n"])
+def _load(lake: Lake, contract: Contract, name: str, since: datetime, until: datetime) -> None:
+    lake.rows(
+        f"create or replace temp table {name} as select prediction_id, revision, model, output, label, inputs,"
+        f' "values", inputs_json, values_json from ({typed_view(contract)})'
+        " where predicted_at >= ? and predicted_at < ?",
+        [since, until],
+    )
 
 
-def _measures_of_slices(lake: Lake, contract: Contract, since: datetime, until: datetime) -> list[Measure]:
-    found = []
-    for name in contract.quality.slices:
-        names = [name, *contract.inputs[name].names_before]
-        value = f"coalesce({', '.join(f'json_extract_string(inputs, [{quoted(_path(n))}])[1]' for n in names)})"
-        slices = lake.rows(queries.SLICES.format(value=value), [contract.stream, since, until])
-        bound = contract.quality.bounds.slice_ratio
-        found += [
-            Measure("slice_ratio", f"{name}={row['slice']}", row["value"], bound, least=True)
-            for row in slices
-            if row["value"] is not None
-        ]
-    return found
+def _keep(lake: Lake, contract: Contract, broken: list[dict[str, Any]], rules: Mapping[str, Rule]) -> Counter[str]:
+    """Make `kept`: the rows that are, as far as this check can tell, to be trained on.
+
+    Returns how many rows break each rule that nobody has decided about.
+    """
+    schema = pa.schema([("prediction_id", pa.string()), ("rule", pa.string())])
+    held = [row for row in broken if rules[row["rule"]].severity == "quarantine"]
+    now = pa.Table.from_pylist([{name: row[name] for name in schema.names} for row in held], schema)
+    with lake.with_tables({"broken_now": now}):
+        lake.rows(
+            """
+            create or replace temp table kept as
+            with decided as (select prediction_id, rule, state from lake.quarantined where stream = ?)
+            from checked where prediction_id not in (
+                select prediction_id from decided where state <> 'released'
+                union all
+                select prediction_id from broken_now anti join decided using (prediction_id, rule)
+            )
+            """,
+            [contract.stream],
+        )
+    decided = {
+        (row["prediction_id"], row["rule"])
+        for row in lake.rows(
+            "select prediction_id, rule from quarantined where stream = ? and state <> 'quarantined'", [contract.stream]
+        )
+    }
+    return Counter(row["rule"] for row in broken if (row["prediction_id"], row["rule"]) not in decided)
 
 
-def _measures_of_canaries(lake: Lake, contract: Contract) -> list[Measure]:
-    """Values made to break each rule: the share that the rule finds. The same ones each time."""
-    found = []
-    for rule in contract.quality.rules:
-        planted = canaries(rule, random.Random(f"{contract.training.seed} {rule.name}"), CANARIES)
-        if planted:
-            with lake.with_tables({"planted": pa.table({"value": planted})}):
-                broken = is_broken(rule, contract, lambda _: "value")
-                recall = lake.rows(f"select avg(({broken})::integer) as value from planted")[0]["value"]
-            found.append(Measure("canary_recall", rule.name, recall, contract.quality.bounds.canary_recall, least=True))
-    return found
+def _labels_and_duplicates(lake: Lake, quality: Quality) -> list[dict[str, Any]]:
+    lake.rows(queries.LABEL_ERRORS)
+    measured = [
+        row
+        for query in (queries.LABEL_SHARES, queries.DUPLICATES, queries.LABEL_CONFLICTS, queries.LABEL_ERROR_SHARE)
+        for row in lake.rows(query)
+    ]
+    near_duplicates.find_near_duplicates(lake, column_of(quality.text) if quality.text else "null::varchar")
+    return measured + lake.rows(near_duplicates.SHARE)
 
 
-def _path(name: str) -> str:
-    return '$."' + name.replace('"', '\\"') + '"'
+def _drift(lake: Lake, contract: Contract, window: int) -> list[dict[str, Any]]:
+    """Against the last sealed window before; without one there is none, and the bins show this one only."""
+    last = lake.rows(
+        'select from_time, to_time from windows where stream = ? and "window" < ? order by "window" desc limit 1',
+        [contract.stream, window],
+    )
+    if not last:
+        lake.rows("create or replace temp table binned (side varchar, field varchar, part varchar)")
+        return []
+    _load(lake, contract, "before", last[0]["from_time"], last[0]["to_time"])
+    many = {row["field"] for row in lake.rows(queries.many_valued(contract))}
+    lake.rows(queries.binned(contract, many))
+    return lake.rows(queries.DRIFT)
 
 
-def _input(name: str) -> str:
-    """SQL for an input of a row of `inspected`, or for `values.NAME` of its outcome."""
-    struct, field = ('"values"', name.removeprefix("values.")) if name.startswith("values.") else ("inputs", name)
-    return f"{struct}." + '"' + field.replace('"', '""') + '"'
+def _recall(lake: Lake, contract: Contract) -> list[dict[str, Any]]:
+    """The share of its canaries that each rule finds."""
+    quality = contract.quality
+    if quality is None or quality.canaries is None:
+        return []
+    rows = lake.rows(
+        f"select inputs_json, values_json from checked order by md5(prediction_id), prediction_id limit {_CANARIES_OF}"
+    )
+    decoded = [
+        {
+            "inputs": contract.decode_inputs(row["inputs_json"].encode()),
+            "values": contract.decode_values(row["values_json"].encode()) if row["values_json"] else None,
+        }
+        for row in rows
+    ]
+    canaries = hatch(contract, quality.canaries, decoded)
+    table = pa.table(
+        {
+            "stream": [contract.stream] * len(canaries),
+            "prediction_id": [f"{n}" for n in range(len(canaries))],
+            "revision": pa.array([0] * len(canaries), pa.int32()),
+            "inputs": [canary.inputs for canary in canaries],
+            "values": [canary.values for canary in canaries],
+            "broken": [canary.rule for canary in canaries],
+        }
+    )
+    measured = []
+    with lake.with_tables({"canaries": table}):
+        for rule in quality.rules:
+            made = sum(canary.rule == rule.name for canary in canaries)
+            rows_of_rule = f"(from ({typed_view(contract, 'canaries')}) where broken = {quoted(rule.name)})"
+            found = lake.rows(violations_sql(contract, rule, rows_of_rule)) if made else []
+            if made:
+                recall = len(found) / made
+                measured.append({"metric": "canary_recall", "field": rule.name, "part": "", "value": recall})
+    return measured
+
+
+def _judged(quality: Quality, measured: dict[str, Any]) -> Finding:
+    """By the bound that names the metric's field, else by the one for all of the metric."""
+    value = round(measured["value"], _DIGITS)
+    fitting = [b for b in _bounds(quality) if b.metric == measured["metric"] and b.field in (None, measured["field"])]
+    bound = max(fitting, key=lambda b: b.field is not None, default=None)
+    if bound is None:
+        return Finding(measured["metric"], measured["field"], measured["part"], value, "", "measured")
+    verdict: Literal["ok", "warn", "failed"] = "ok"
+    if not bound.holds(value):
+        verdict = "warn" if bound.severity == "warn" else "failed"
+    return Finding(measured["metric"], measured["field"], measured["part"], value, str(bound), verdict)
+
+
+def _bounds(quality: Quality) -> list[Bound]:
+    own = [Bound(metric="canary_recall", least=quality.canaries.recall)] if quality.canaries else []
+    return [*quality.bounds, *own]

@@ -1,112 +1,137 @@
-"""The statements of `consumers.quality`, over the temporary tables `inspected` and, for drift, `reference`."""
+"""The metrics of a window as SQL over two relations of typed rows: `kept`, and `before` (the last sealed window's).
 
-# {view}: the stream's typed view. `inputs` is a struct.
-ROWS = """
-create or replace temp table {name} as
-select prediction_id, revision, label, output, inputs, "values", inputs_json
-from ({view}) where predicted_at >= ? and predicted_at < ?
+Each query gives columns of the table `quality`: metric, field, part, value. docs/quality.md has formulas and sources.
 """
 
-# {conditions}: for each rule, its name if the row breaks it, else null.
-BROKEN = """
-select prediction_id, revision, unnest(list_filter([{conditions}], lambda rule: rule is not null)) as rule
-from inspected
-"""
+from __future__ import annotations
 
-LARGEST_LABEL = """
-select max(n) / sum(n) as value from (select count(*) as n from inspected where label is not null group by label)
-"""
+from accrual.contract import Contract
+from consumers.expression_sql import quoted
+from consumers.rule_sql import column_of
 
-# The population stability index, sum of (p - q) ln(p / q) over bins (Yurdakul 2018, "Statistical properties of
-# population stability index", eq. 1), and the Jensen-Shannon divergence in nats (Lin 1991, IEEE Trans. Inf. Theory
-# 37:145). Every bin gets half a row more, so that an empty one has a share. Numbers fall into tenths of the reference,
-# texts are their own bins while there are few, else their lengths are numbers.
-DRIFT = """
-with both_sides as (
-    select true as sealed, {value} as value from reference union all select false, {value} from inspected
-),
-cuts as (select list_distinct(quantile_cont({number}, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])) as tenths
-    from both_sides where sealed),
-binned as (select sealed, coalesce({bin}, 'missing') as bin from both_sides, cuts),
-counted as (select bin, count(*) filter (not sealed) as p, count(*) filter (sealed) as q from binned group by all),
-shares as (
-    select (p + 0.5) / (sum(p) over () + 0.5 * count(*) over ()) as p,
-        (q + 0.5) / (sum(q) over () + 0.5 * count(*) over ()) as q
-    from counted
+# A text with more values than this is described by its length, not by the values.
+MOST_CATEGORIES = 100
+_BINS = 10
+
+_ONE = "select '{}' as metric, '' as field, '' as part, {} as value"
+
+LABEL_SHARES = """
+select 'label_share' as metric, label as field, '' as part, count(*) / sum(count(*)) over () as value
+from kept where label is not null group by label
+"""
+DUPLICATES = (
+    _ONE.format("duplicates", "1 - count(distinct inputs::varchar) / count(*)") + " from kept having count(*) > 0"
 )
-select sum((p - q) * ln(p / q)) as psi, sum(p * ln(2 * p / (p + q)) + q * ln(2 * q / (p + q))) / 2 as js from shares
+LABEL_CONFLICTS = (
+    _ONE.format("label_conflicts", "count(*) filter (labels > 1) / count(*)")
+    + """
+from (
+    select count(distinct label) over (partition by inputs::varchar) as labels from kept where label is not null
+) having count(*) > 0
 """
-
-# Rows with the same inputs and another label than others of them.
-CONFLICTS = """
-select coalesce(sum(n) filter (labels > 1), 0) / sum(n) as value
-from (select count(*) as n, count(distinct label) as labels from inspected where label is not null group by inputs_json)
-"""
-
-# Rows whose texts are nearly those of an earlier one: shingles of three words with a Jaccard similarity of 0.8 or more.
-# Candidates share one of 8 bands of 4 MinHash values (Broder 1997, "On the resemblance and containment of documents";
-# Leskovec, Rajaraman, Ullman, "Mining of Massive Datasets", ch. 3.4): 98% of the pairs at 0.8. Each text is compared
-# with the first one of every band it is in, so that many alike do not cost their square. {text}: a row's texts.
-NEAR_DUPLICATES = """
-with texts as (
-    select row_number() over () as id, count(*) as copies, text
-    from (select {text} as text from inspected) group by text
-),
-worded as (
-    select *, list_filter(regexp_split_to_array(lower(text), '[^\\pL\\pN]+'), lambda w: w <> '') as words from texts
-),
-shingled as (
-    select id, copies, list_distinct(if(len(words) < 4, [array_to_string(words, ' ')],
-        list_transform(range(1, len(words) - 1), lambda i: array_to_string(words[i:i + 2], ' ')))) as shingles
-    from worded
-),
-signed as (
-    select *, list_transform(range(32), lambda k: list_min(list_transform(shingles, lambda s: hash(s, k)))) as minima
-    from shingled
-),
-bands as (select id, b as band, hash(minima[4 * b + 1:4 * b + 4]) as value from signed, range(8) t(b)),
-pairs as (
-    select distinct earlier, id as later
-    from (select id, min(id) over (partition by band, value) as earlier from bands) where earlier < id
-),
-near as (
-    select distinct later as id from pairs join signed a on a.id = earlier join signed b on b.id = later
-    where len(list_intersect(a.shingles, b.shingles)) >= 0.8 * len(list_distinct(a.shingles || b.shingles))
 )
-select sum(copies - if(n.id is null, 1, 0)) / sum(copies) as value from texts left join near n using (id)
-"""
 
-# Confident learning (Northcutt, Jiang, Chuang 2021, arXiv:1911.00068, sec. 3.1): a label's threshold is the mean
-# probability that the model gave it where it was the label. A row is suspected if of the labels whose threshold its
-# probabilities reach the likeliest is another than its own. The probabilities are those of the model that was in
-# service, which cannot have learned from the row.
-SUSPECTS = """
-create or replace temp table suspects as
-with told as (
-    select prediction_id, revision, label, (output -> '$.probabilities')::map(varchar, double) as said
-    from inspected where label is not null
+# Confident learning (Northcutt, Jiang & Chuang 2021, arXiv:1911.00068, equations 1 and 2): the threshold of a class is
+# the mean probability that rows labeled so were given of it. A row is counted under the likeliest of the classes whose
+# threshold its probability reaches; where that is not its label, the label is suspected. The model had predicted before
+# the label was known: its probabilities are held out by themselves. A label that the model did not know says nothing.
+LABEL_ERRORS = """
+create or replace temp table suspected as
+with said as (
+    select prediction_id, label, unnest(map_entries((output::json -> 'probabilities')::map(varchar, double))) as p
+    from kept where label is not null
 ),
-thresholds as (select label, avg(coalesce(said[label], 0)) as threshold from told group by label),
+thresholds as (select label as class, avg(p.value) as threshold from said where p.key = label group by label),
 confident as (
-    select prediction_id, revision, t.label, e.key as guess, e.value as p
-    from (select *, unnest(map_entries(said)) as e from told) t join thresholds h on h.label = e.key
-    where e.value >= h.threshold
+    select prediction_id, label, p.key as class, p.value as probability
+    from said join thresholds on p.key = class
+    where p.value >= threshold and prediction_id in (select prediction_id from said where p.key = label)
+    qualify row_number() over (partition by prediction_id order by p.value desc, p.key = label desc, p.key) = 1
 )
-select prediction_id, any_value(revision) as revision, any_value(label) as label, arg_max(guess, p) as guess
-from confident group by prediction_id having arg_max(guess, p) <> any_value(label)
+select prediction_id, label, class as likelier, probability from confident where class <> label
+"""
+LABEL_ERROR_SHARE = (
+    _ONE.format("label_errors", "(select count(*) from suspected) / count(*)")
+    + " from kept where label is not null having count(*) > 0"
+)
+
+# Drift: the share of every bin, with half a row added to each so that none is empty (p now, q before).
+#   population stability index = sum of (p - q) ln(p / q)
+#   Jensen-Shannon divergence = (KL(p || m) + KL(q || m)) / 2 with m = (p + q) / 2, in bits (Lin 1991)
+DRIFT = """
+with counted as (
+    select field, part, count(*) filter (side = 'now') as a, count(*) filter (side = 'before') as b
+    from binned group by all
+),
+shares as (
+    select field, (a + 0.5) / sum(a + 0.5) over (partition by field) as p,
+        (b + 0.5) / sum(b + 0.5) over (partition by field) as q
+    from counted
+),
+measured as (
+    select field, sum((p - q) * ln(p / q)) as psi,
+        greatest(0, sum(p * log2(2 * p / (p + q)) + q * log2(2 * q / (p + q))) / 2) as js
+    from shares group by field
+)
+select 'psi' as metric, field, '' as part, psi as value from measured
+union all select 'jensen_shannon', field, '', js from measured
+"""
+BARS = """
+select field, part, count(*) filter (side = 'now') as now, count(*) filter (side = 'before') as before
+from binned group by field, part order by field, try_cast(part as int), before desc, now desc, part
 """
 
-# For each value of an input, among at least 20 predictions, its share of the labeled rows over its share of all
-# predictions. {value}: the input of a record of `predictions`.
-SLICES = """
-with everyone as (
-    select prediction_id, any_value({value}) as slice from predictions
-    where stream = ? and predicted_at >= ? and predicted_at < ? group by prediction_id
-),
-counted as (
-    select coalesce(slice, 'missing') as slice, count(*) as predictions, count(label) as labeled
-    from everyone left join inspected using (prediction_id) group by all
-)
-select slice, (labeled / sum(labeled) over ()) / (predictions / sum(predictions) over ()) as value, predictions
-from counted qualify predictions >= 20 order by value, slice
-"""
+
+def binned(contract: Contract, many_valued: set[str]) -> str:
+    """Statement that makes the relation `binned`: side, field, part, for every input and the label.
+
+    Numbers fall into the tenths of the last window; a text that is `many_valued`, by its length, into tenths of those.
+    """
+    edges, parts = [], [("label", "label")]
+    for name, kind in contract.input_types.items():
+        column = column_of(name)
+        value = f"length({column})" if name in many_valued else column
+        if kind in ("string", "boolean") and name not in many_valued:
+            parts.append((name, f"{value}::varchar"))
+        else:
+            quantiles = ", ".join(str(n / _BINS) for n in range(1, _BINS))
+            edges.append(f"list_distinct(quantile_cont({value}::double, [{quantiles}])) as e{len(edges)}")
+            bins = f"len(list_filter(e{len(edges) - 1}, lambda edge: edge < {value}::double))::varchar"
+            parts.append((name, f"case when {value} is not null then {bins} end"))
+    listed = ", ".join(f"{{'field': {quoted(name)}, 'part': coalesce({part}, 'none')}}" for name, part in parts)
+    sides = (
+        "select 'now' as side, inputs, label from kept"
+        " union all by name select 'before' as side, inputs, label from before"
+    )
+    return f"""
+        create or replace temp table binned as
+        with edges as (select {", ".join(edges) or "null as none"} from before)
+        select side, unnest([{listed}], recursive := true) from ({sides}), edges
+    """
+
+
+def many_valued(contract: Contract) -> str:
+    """A query for the names of the texts that have many values."""
+    texts = [name for name, kind in contract.input_types.items() if kind == "string"]
+    counted = " union all ".join(
+        f"select {quoted(name)} as field, count(distinct {column_of(name)}) as n from before" for name in texts
+    )
+    return f"select field from ({counted or 'select null as field, 0 as n'}) where n > {MOST_CATEGORIES}"
+
+
+def slice_metrics(name: str) -> str:
+    """A query for coverage and representation of one slicing, over all predictions of the window."""
+    return f"""
+        with slices as (
+            select coalesce({column_of(name)}::varchar, 'none') as part, count(*) as n, count(label) as labeled
+            from checked group by all
+        ),
+        shares as (
+            select labeled / nullif(sum(labeled) over (), 0) as p, n / sum(n) over () as q from slices
+        )
+        select 'coverage' as metric, {quoted(name)} as field, part, labeled / n as value from slices
+        union all
+        select 'representation', {quoted(name)}, '', greatest(0, sum(
+            case when p > 0 then p * log2(2 * p / (p + q)) else 0 end + q * log2(2 * q / (p + q))) / 2)
+        from shares having count(p) > 0
+    """

@@ -1,118 +1,134 @@
-"""The report of a sealed window: one HTML file that fetches nothing, with bars as inline SVG, light and dark."""
+"""The quality of one window as a page: one HTML file, its bars as inline SVG; nothing is fetched, light and dark."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from html import escape
+from itertools import groupby
 from typing import Any
 
-from accrual.errors import NotFound
-from accrual.lake import Lake
+from consumers.quality import Bar, Finding, Report
 
-_EXPLAINED = {
-    "quarantined": "share of rows that broke a rule which quarantines",
-    "broken": "share of rows that broke each rule",
-    "largest_label": "share of the commonest label",
-    "conflicts": "share of rows with the inputs of another row and another label",
-    "near_duplicates": "share of rows that nearly repeat another",
-    "suspects": "share of labels that the model in service was confidently of another opinion about",
-    "label_drift": "labels against the window before: population stability index",
-    "label_divergence": "labels against the window before: Jensen-Shannon divergence, nats",
-    "input_drift": "inputs against the window before: population stability index",
-    "input_divergence": "inputs against the window before: Jensen-Shannon divergence, nats",
-    "slice_ratio": "share of a slice among labeled rows over its share among all predictions",
-    "canary_recall": "planted bad values that each rule finds",
-}
+_SHOWN_BARS = 20
+_SHOWN_ROWS = 100
+_WIDTH, _BAR, _LABEL = 460, 16, 150
+
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2330; --soft: #5d6675; --paper: #fbfaf7; --line: #d9d6cd;
-  --bar: #1f6fb2; }
+  --now: #1f6fb2; --before: #b9bdc4; --ok: #1d7a46; --warn: #a06a00; --failed: #a8322d; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e7e9ee; --soft: #9aa3b2; --paper: #14171d; --line: #343a46;
-  --bar: #6db3f2; } }
+  --now: #6db3f2; --before: #59616e; --ok: #5fcf8f; --warn: #e5b45a; --failed: #f08a84; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 auto;
-  max-width: 60rem; padding: 2rem 1.25rem 4rem; }
-h1 { font-size: 1.6rem; margin: 0 0 .25rem; } h2 { font-size: 1.05rem; margin: 2rem 0 .25rem; }
-.soft { color: var(--soft); }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }
-th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
-td.n { text-align: right; width: 6rem; } th { font-weight: 500; font-size: .85rem; color: var(--soft); }
-svg { display: block; } rect { fill: var(--bar); }
-line { stroke: var(--ink); stroke-dasharray: 2 3; }
+  max-width: 76rem; padding: 2rem 1.25rem 4rem; }
+h1 { font-size: 1.6rem; margin: 0 0 .25rem; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .5rem; }
+p { max-width: 46rem; } .soft, figcaption, th { color: var(--soft); }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 1.25rem; }
+figure { margin: 0; border: 1px solid var(--line); border-radius: 8px; padding: .75rem; }
+figcaption { font-size: .85rem; } svg { width: 100%; height: auto; display: block; }
+svg text { fill: var(--soft); font: 11px system-ui, sans-serif; }
+.now { fill: var(--now); } .before { fill: var(--before); }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .25rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { font-weight: 500; font-size: .85rem; } td.number { text-align: right; }
+.ok { color: var(--ok); } .warn { color: var(--warn); font-weight: 600; } .failed { color: var(--failed);
+  font-weight: 600; }
 """
-_BAR = 320
+_NEEDED = {"failed": 0, "warn": 1, "ok": 2, "measured": 3}
 
 
-def window_report(lake: Lake, stream: str, window: int) -> str:
-    """The page about a sealed window. Raises NotFound if there is none with that number."""
-    found = lake.rows('from windows where stream = ? and "window" = ?', [stream, window])
-    if not found:
-        raise NotFound(f"stream {stream} has no sealed window {window}; `accrual windows --stream {stream}` lists them")
-    measures = lake.rows(
-        'select measure, of, value, bound from quality where stream = ? and "window" = ? order by measure, value desc',
-        [stream, window],
-    )
-    held = lake.rows(
-        """
-        select rule, state, count(*) as rows from quarantined where stream = ? and "window" = ?
-        group by all order by all
-        """,
-        [stream, window],
-    )
-    labels = lake.rows(
-        """
-        select coalesce(label, 'none') as label, count(*) as rows from (
-            select label from sealed_rows where stream = ? and "window" = ? and not later
-            qualify row_number() over (partition by prediction_id order by revision desc, "offset") = 1
-        ) group by all order by rows desc, label limit 40
-        """,
-        [stream, window],
-    )
-    w = found[0]
+def render(report: Report) -> str:
+    """The whole page."""
+    counts = Counter(finding.verdict for finding in report.findings)
+    verdict = "failed" if counts["failed"] else "warn" if counts["warn"] else "ok"
+    said = {
+        "failed": f"{counts['failed']} metrics are beyond a bound: the window is not sealed",
+        "warn": f"{counts['warn']} metrics are beyond a bound that only warns",
+        "ok": "within all bounds",
+    }[verdict]
+    title = f"{report.stream}, window {report.window}"
+    findings = sorted(report.findings, key=lambda f: (_NEEDED[f.verdict], f.metric, f.field, f.part))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Window {window} of {escape(stream)}</title><style>{_STYLE}</style></head><body>
-<h1>Window {window} of {escape(stream)}</h1>
-<p class="soft">{w["rows"]:,} predictions from {w["from_time"]:%Y-%m-%d %H:%M} to {w["to_time"]:%Y-%m-%d %H:%M};
-{w["labeled"]:,} labeled ({w["coverage"]:.1%}), maturity {w["maturity"]:.1%};
-sealed {w["sealed_at"]:%Y-%m-%d %H:%M} UTC, snapshot {w["snapshot_id"]}, digest <code>{w["digest"][:16]}</code></p>
-{_groups(measures)}
-<h2>Labels</h2>
-{_table(["label", "rows", ""], [(row["label"], row["rows"], None) for row in labels])}
-<h2>Quarantine</h2>
-{_quarantine(held)}
+<title>Quality of {escape(title)}</title><style>{_STYLE}</style></head><body>
+<h1>{escape(title)}</h1>
+<p class="soft">Predictions from {report.since:%Y-%m-%d %H:%M} up to {report.until:%Y-%m-%d %H:%M} UTC:
+{report.rows:,} rows, of which {report.rows - report.kept:,} are in quarantine or rejected.</p>
+<p class="{verdict}">{escape(said)}</p>
+<h2>Metrics</h2>
+<div class="scroll">{_table(["metric", "of", "value", "bound", "verdict"], map(_metric, findings))}</div>
+<h2>Rows that break a rule</h2>
+{_broken(report.broken)}
+<h2>Against the window before</h2>
+{_charts(report.bars)}
+<h2>Labels that the predictions contradict</h2>
+<p>Suspects, not errors: the likelier label is what the model was confident of before the label was known.</p>
+{_some(report.suspected, ["prediction_id", "label", "likelier", "probability"])}
+<h2>Texts that are nearly the same</h2>
+{_some(report.near, ["text", "like_text", "similarity"])}
 </body></html>
 """
 
 
-def _groups(measures: Sequence[dict[str, Any]]) -> str:
-    """A table for each measure, in the order in which they are explained."""
-    parts = []
-    for name, explained in _EXPLAINED.items():
-        rows = [m for m in measures if m["measure"] == name]
-        if rows:
-            shown = [(m["of"] or "the window", m["value"], m["bound"]) for m in rows]
-            parts.append(f'<h2>{name.replace("_", " ")}</h2><p class="soft">{explained}</p>')
-            parts.append(_table(["of", "value", "dashed: the contract's bound"], shown))
-    return "\n".join(parts)
+def _metric(finding: Finding) -> list[tuple[str, str]]:
+    return [
+        (finding.metric, ""),
+        (" ".join(part for part in (finding.field, finding.part) if part), ""),
+        (f"{finding.value:g}", "number"),
+        (finding.bound, ""),
+        (finding.verdict, finding.verdict),
+    ]
 
 
-def _table(heads: Sequence[str], rows: Sequence[tuple[str, float, float | None]]) -> str:
-    longest = max([*(value for _, value, _ in rows), *(bound for *_, bound in rows if bound), 1e-9])
-    lines = []
-    for name, value, bound in rows:
-        shown = f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
-        mark = f'<line x1="{x}" x2="{x}" y1="0" y2="14"/>' if bound and (x := round(_BAR * bound / longest)) else ""
-        rect = f'<rect width="{round(_BAR * value / longest)}" height="14"/>'
-        bar = f'<svg width="{_BAR + 2}" height="14">{rect}{mark}</svg>'
-        lines.append(f'<tr><td>{escape(name)}</td><td class="n">{shown}</td><td>{bar}</td></tr>')
-    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
-    return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
+def _broken(rows: Sequence[dict[str, Any]]) -> str:
+    if not rows:
+        return "<p>None.</p>"
+    counts = Counter((row["rule"], row["severity"]) for row in rows)
+    said = "; ".join(f"{rule}: {count} ({severity})" for (rule, severity), count in counts.most_common())
+    return f"<p>{escape(said)}</p>{_some(rows, ['prediction_id', 'rule', 'detail'])}"
 
 
-def _quarantine(held: Sequence[dict[str, Any]]) -> str:
-    if not held:
-        return "<p>No row broke a rule.</p>"
-    lines = "".join(
-        f'<tr><td>{escape(row["rule"])}</td><td>{row["state"]}</td><td class="n">{row["rows"]:,}</td></tr>'
-        for row in held
+def _some(rows: Sequence[dict[str, Any]], columns: list[str]) -> str:
+    if not rows:
+        return "<p>None.</p>"
+    cells = ([(str(row[name]), "") for name in columns] for row in rows[:_SHOWN_ROWS])
+    more = f"<p class='soft'>and {len(rows) - _SHOWN_ROWS:,} more</p>" if len(rows) > _SHOWN_ROWS else ""
+    return f'<div class="scroll">{_table(columns, cells)}</div>{more}'
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[tuple[str, str]]]) -> str:
+    head = "".join(f"<th>{escape(name.replace('_', ' '))}</th>" for name in columns)
+    body = "".join(
+        "<tr>" + "".join(f'<td class="{kind}">{escape(text)}</td>' for text, kind in row) + "</tr>" for row in rows
     )
-    return f"<table><tr><th>rule</th><th>state</th><th>rows</th></tr>{lines}</table>"
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _charts(bars: Sequence[Bar]) -> str:
+    if not bars:
+        return "<p>There is none to compare with.</p>"
+    return (
+        f'<div class="charts">{"".join(_chart(name, list(of)) for name, of in groupby(bars, lambda b: b.field))}</div>'
+    )
+
+
+def _chart(field: str, bars: Sequence[Bar]) -> str:
+    """For every part the share of rows now, above that of before."""
+    now, before = max(sum(b.now for b in bars), 1), max(sum(b.before for b in bars), 1)
+    shown = bars[:_SHOWN_BARS]
+    most = max(max(b.now / now, b.before / before) for b in shown) or 1
+    height = len(shown) * (_BAR + 6)
+    parts = [f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(field)}">']
+    for place, bar in enumerate(shown):
+        y = place * (_BAR + 6)
+        name = bar.part if len(bar.part) <= 24 else bar.part[:23] + "…"
+        parts.append(f'<text x="{_LABEL - 6}" y="{y + 12}" text-anchor="end">{escape(name)}</text>')
+        for kind, share, top in (("now", bar.now / now, y), ("before", bar.before / before, y + _BAR // 2)):
+            width = (_WIDTH - _LABEL - 46) * share / most
+            parts.append(f'<rect class="{kind}" x="{_LABEL}" y="{top}" width="{width:.1f}" height="{_BAR // 2 - 1}"/>')
+        parts.append(f'<text x="{_WIDTH}" y="{y + 12}" text-anchor="end">{bar.now / now:.1%}</text>')
+    more = f", the {len(shown)} most frequent of {len(bars)}" if len(bars) > len(shown) else ""
+    return (
+        f"<figure>{''.join(parts)}</svg><figcaption>{escape(field)}: this window (blue, in percent) and the one before"
+        f" (grey){more}</figcaption></figure>"
+    )

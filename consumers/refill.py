@@ -109,7 +109,6 @@ def _topics(names: TopicNames) -> dict[str, str]:
         "generations": names.models,
         "runs": names.training,
         "evaluations": names.training,
-        "decisions": names.training,
     }
 
 

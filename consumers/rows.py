@@ -19,7 +19,7 @@ from accrual.kafka import Message, TopicNames
 from accrual.lake_tables import TABLES, TIME
 from accrual.ledger import Decision, Evaluation, Run, decode_generation, decode_ledger_entry
 
-_LEDGER: dict[type, str] = {Run: "runs", Evaluation: "evaluations", Decision: "decisions"}
+_LEDGER_TABLES: dict[type, str] = {Run: "runs", Evaluation: "evaluations", Decision: "quarantine"}
 _MILLISECONDS = pa.timestamp("ms", "UTC")
 Row = tuple[Any, ...]
 # From one record to its table and its values, in the order of the table's columns without `day`.
@@ -61,7 +61,7 @@ def readers(names: TopicNames, contracts: Mapping[str, Contract]) -> dict[str, R
 
     def ledger_entry(m: Message) -> tuple[str, Row]:
         entry = decode_ledger_entry(_value(m))
-        table = _LEDGER[type(entry)]
+        table = _LEDGER_TABLES[type(entry)]
         return table, _ledger_row(table, entry, m.offset())
 
     return {

@@ -1,98 +1,131 @@
-"""A row rule of the contract as SQL, and made-up values that break it: canaries."""
+"""A contract's rules for rows as SQL over typed rows (`typed_views`)."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
-
 from accrual.contract import Contract
-from accrual.expression import parse
-from accrual.quality_rules import Pattern, Rule
+from accrual.quality_rules import OUTCOME, Rule, Span, rule_tree
 from consumers.expression_sql import expression_sql, quoted
+from consumers.typed_views import identifier
 
-# What personal data looks like, for RE2. A card number must also have Luhn's check digit (ISO/IEC 7812-1).
-_PATTERNS: dict[Pattern, str] = {
-    "email": r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}",
-    "phone": r"(^|[^0-9A-Za-z])(\+|00)[0-9]{1,3}[ .()/-]?([0-9][ .()/-]{0,2}){6,12}($|[^0-9A-Za-z])",
-    "iban": r"(^|[^0-9A-Za-z])[A-Z]{2}[0-9]{2} ?([A-Z0-9]{4} ?){2,7}[A-Z0-9]{1,4}($|[^0-9A-Za-z])",
-    "card": r"(^|[^0-9])([0-9][ -]?){12,18}[0-9]($|[^0-9])",
-    "ip": r"(^|[^0-9.])(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])(\.(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])){3}($|[^0-9.])",
-}
-_LUHN = (
-    "list_sum(list_transform(list_reverse(string_split(digits, '')), lambda digit, i:"
-    " case when i % 2 = 1 then digit::integer else digit::integer * 2 - if(digit::integer > 4, 9, 0) end)) % 10 = 0"
+_SHOWN = 60
+_LONGEST = 18  # groups after the first: a card number written digit by digit
+
+# What looks like personal data, in RE2. Each is a search in the text, between characters that would continue it.
+_EMAIL = r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}"
+_PHONE = (
+    r"(?:^|[^\w+.,-])(?:\+|00)[1-9](?:[ ./()-]{0,2}\d){7,13}(?:\D|$)|(?:^|\D)\(?\d{3}\)?[ .-]\d{3}[ .-]\d{4}(?:\D|$)"
 )
+# Runs of groups: what is in them may begin and end with any group, since other numbers may stand beside it.
+_IBANS = r"\b[A-Z]{2}\d{2}[A-Z0-9]*(?: [A-Z0-9]+)*"
+_CARDS = r"\d+(?:[ -]\d+)*"
+_OCTET = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
+_IPV4 = rf"(?:^|[^\d.])(?:{_OCTET}\.){{3}}{_OCTET}(?:[^\d.]|\.\D|\.?$)"
+_HEX = "[0-9a-f]{1,4}"
+_IPV6 = rf"(?i)(?:^|[^\w:])(?:(?:{_HEX}:){{7}}|(?:{_HEX}:){{1,6}}(?::{_HEX}){{0,5}}:){_HEX}(?:[^\w:]|$)"
+_SSN = r"(?:^|[^\d-])\d{3}-\d{2}-\d{4}(?:[^\d-]|$)"
 
 
-def is_broken(rule: Rule, contract: Contract, column_of: Callable[[str], str]) -> str:
-    """SQL for whether a row breaks the rule; `column_of` gives SQL for an input's value, of its own type."""
-    if rule.check is not None:
-        kinds = {name: field.type for name, field in contract.inputs.items()}
-        tree = parse(rule.check, kinds)
-        return f"coalesce(not {expression_sql(tree, lambda name: f'({column_of(name)})::varchar')}, false)"
-    value = column_of(rule.field or "")
+def violations_sql(contract: Contract, rule: Rule, rows: str) -> str:
+    """A query for the rows (of the typed relation `rows`) that break a rule: prediction_id, revision, rule, detail."""
+    broken, detail = _broken(contract, rule)
+    return f"select prediction_id, revision, {quoted(rule.name)} as rule, {detail} as detail from {rows} where {broken}"
+
+
+def column_of(field: str) -> str:
+    """The column of typed rows that a rule's field is."""
+    if field.startswith(OUTCOME):
+        return f'"values".{identifier(field.removeprefix(OUTCOME))}'
+    return f"inputs.{identifier(field)}"
+
+
+def _broken(contract: Contract, rule: Rule) -> tuple[str, str]:
+    """Whether a row breaks the rule, and what to say of it. Personal data is named by its kind, and not shown."""
+    if rule.expression is not None:
+        return f"not ({_expression(contract, rule)})", quoted(f"not: {rule.expression}")
+    field = rule.field or ""
+    column = column_of(field)
+    shown = f"{quoted(f'{field} is ')} || left({column}::varchar, {_SHOWN})"
     if rule.range is not None:
-        return f"coalesce({value} < {rule.range[0]!r} or {value} > {rule.range[1]!r} or isnan({value}), false)"
-    if rule.one_of is not None:
-        return f"coalesce({value} not in ({', '.join(map(quoted, rule.one_of))}), false)"
+        return f"not ({_within(column, rule.range)})", f"{shown} || {quoted(f', not {_said(rule.range)}')}"
     if rule.length is not None:
-        return f"coalesce(length({value}) not between {rule.length[0]} and {rule.length[1]}, false)"
+        length = f"length({column})"
+        said = quoted(f" characters, not {_said(rule.length)}")
+        return f"not ({_within(length, rule.length)})", f"{quoted(f'{field} has ')} || {length} || {said}"
+    if rule.categories is not None:
+        known = ", ".join(quoted(category) for category in rule.categories)
+        return f"{column} not in ({known})", f"{shown} || ', which is none of the categories'"
     if rule.matches is not None:
-        return f"coalesce(not regexp_full_match({value}, {quoted(rule.matches)}), false)"
-    return f"coalesce({' or '.join(_contains(value, pattern) for pattern in rule.free_of or [])}, false)"
+        return (
+            f"not regexp_full_match({column}, {quoted(rule.matches)})",
+            f"{shown} || {quoted(f', which is not {rule.matches}')}",
+        )
+    kinds = _personal(column)
+    return f"len({kinds}) > 0", f"{quoted(f'{field} seems to hold: ')} || array_to_string({kinds}, ', ')"
 
 
-def canaries(rule: Rule, chance: random.Random, count: int) -> list[str | float]:
-    """Values of the rule's field that break it; none for a `check`, which says nothing of one value alone."""
-    return [value for _ in range(count) for value in _canary(rule, chance)]
+def _expression(contract: Contract, rule: Rule) -> str:
+    tree = rule_tree(rule, contract.input_types, contract.field_types)
+
+    def column(name: str) -> str:
+        of_outcome = name not in contract.inputs
+        return f"({column_of(OUTCOME + name.removeprefix('values_') if of_outcome else name)})::varchar"
+
+    return expression_sql(tree, column)
 
 
-def _contains(value: str, pattern: Pattern) -> str:
-    found = f"regexp_matches({value}, {quoted(_PATTERNS[pattern])})"
-    if pattern != "card":
-        return found
-    # Every run of digits in question: it is one without what groups them.
-    runs = f"regexp_extract_all({value}, '([0-9][ -]?){{12,18}}[0-9]')"
-    digits = f"list_transform({runs}, lambda run: regexp_replace(run, '[ -]', '', 'g'))"
-    return f"({found} and len(list_filter({digits}, lambda digits: {_LUHN})) > 0)"
+def _within(value: str, span: Span) -> str:
+    ends = [f"{value} >= {span.least!r}"] if span.least is not None else []
+    ends += [f"{value} <= {span.most!r}"] if span.most is not None else []
+    return " and ".join(ends)
 
 
-def _canary(rule: Rule, chance: random.Random) -> list[str | float]:
-    if rule.range is not None:
-        low, high = rule.range
-        beyond = (high - low or 1) * chance.uniform(0.001, 3)
-        return [chance.choice([low - beyond, high + beyond])]
-    if rule.one_of is not None:
-        return [chance.choice(rule.one_of) + chance.choice(["?", "x", " "])]
-    if rule.length is not None:
-        too_long = "x" * (rule.length[1] + chance.randint(1, 50))
-        return [chance.choice([too_long, "x" * (rule.length[0] - 1)]) if rule.length[0] > 0 else too_long]
-    if rule.matches is not None:
-        return ["\x00" + chance.choice("abc#")]
-    return [f"Please note {_personal(pattern, chance)}, thank you" for pattern in rule.free_of or []]
+def _said(span: Span) -> str:
+    ends = [f"at least {span.least:g}"] if span.least is not None else []
+    return " and ".join(ends + ([f"at most {span.most:g}"] if span.most is not None else []))
 
 
-def _personal(pattern: Pattern, chance: random.Random) -> str:
-    """Made-up personal data, written in one of the ways in which people write it."""
+def _personal(text: str) -> str:
+    """A list of the kinds of personal data that a text seems to hold."""
+    found = {
+        "e-mail address": f"regexp_matches({text}, {quoted(_EMAIL)})",
+        "phone number": f"regexp_matches({text}, {quoted(_PHONE)})",
+        "IBAN": f"len(list_filter({_groups(text, _IBANS)}, lambda n: {_is_iban('n')})) > 0",
+        "card number": f"len(list_filter({_groups(text, _CARDS)}, lambda n: {_is_card('n')})) > 0",
+        "IP address": f"regexp_matches({text}, {quoted(_IPV4)}) or regexp_matches({text}, {quoted(_IPV6)})",
+        "social security number": f"regexp_matches({text}, {quoted(_SSN)})",
+    }
+    kinds = ", ".join(f"case when {condition} then {quoted(kind)} end" for kind, condition in found.items())
+    return f"list_filter([{kinds}], lambda kind: kind is not null)"
 
-    def digits(n: int) -> str:
-        return "".join(chance.choices("0123456789", k=n))
 
-    match pattern:
-        case "email":
-            return f"{chance.choice(['jo', 'a.b', 'x_y+z'])}{digits(2)}@{chance.choice(['mail.example', 'ex-1.co.uk'])}"
-        case "phone":
-            gap = chance.choice(["", " ", "-", "."])
-            return gap.join(
-                [chance.choice(["+", "00"]) + chance.choice(["1", "44", "420"]), *(digits(3) for _ in range(3))]
-            )
-        case "iban":
-            gap = chance.choice(["", " "])
-            return gap.join([chance.choice(["DE", "GB"]) + digits(2), *(digits(4) for _ in range(4)), digits(2)])
-        case "card":
-            body = chance.choice("45") + digits(14)
-            doubled = [int(d) * 2 - (9 if int(d) > 4 else 0) if i % 2 == 0 else int(d) for i, d in enumerate(body)]
-            number = body + str(-sum(doubled) % 10)
-            return chance.choice(["", " ", "-"]).join(number[i : i + 4] for i in range(0, 16, 4))
-        case "ip":
-            return ".".join(str(chance.randint(0, 255)) for _ in range(4))
+def _groups(text: str, runs: str) -> str:
+    """A list of what consecutive groups of every run spell, without what is between them."""
+    ends = f"range(i, least(len(g), i + {_LONGEST}) + 1)"
+    from_one = f"lambda i: list_transform({ends}, lambda j: array_to_string(list_slice(g, i, j), ''))"
+    of_run = f"lambda g: flatten(list_transform(range(1, len(g) + 1), {from_one}))"
+    groups = (
+        f"list_transform(regexp_extract_all({text}, {quoted(runs)}), lambda run: regexp_split_to_array(run, '[ -]'))"
+    )
+    return f"flatten(list_transform({groups}, {of_run}))"
+
+
+def _is_card(number: str) -> str:
+    """ISO/IEC 7812: from the right every second digit is doubled (9 taken off above 9); the sum ends in 0 (Luhn)."""
+    doubled = "case when i % 2 = 0 then (2 * d::int) % 10 + (2 * d::int) // 10 else d::int end"
+    digits = f"list_reverse(string_split({number}, ''))"
+    is_long = f"length({number}) between 13 and 19"
+    return (
+        f"case when {is_long} then list_sum(list_transform({digits}, lambda d, i: {doubled})) % 10 = 0 else false end"
+    )
+
+
+def _is_iban(number: str) -> str:
+    """ISO 13616: the first four characters moved to the end, letters as 10 to 35, the number is 1 modulo 97."""
+    digits = (
+        f"list_transform(string_split(substr({number}, 5) || left({number}, 4), ''),"
+        " lambda c: case when ascii(c) >= 65 then (ascii(c) - 55)::varchar else c end)"
+    )
+    # Digit by digit, since the number has more than thirty.
+    each = f"list_transform(string_split(array_to_string({digits}, ''), ''), lambda d: d::bigint)"
+    is_one = f"regexp_full_match({number}, '[A-Z]{{2}}[0-9]{{2}}[A-Z0-9]{{11,30}}')"
+    return f"case when {is_one} then list_reduce({each}, lambda so_far, d: (so_far * 10 + d) % 97) = 1 else false end"

@@ -22,12 +22,12 @@ def make_typed_views(lake: WritableLake, contracts: Mapping[str, Contract]) -> N
     lake.make_views({view_of(stream): typed_view(contract) for stream, contract in contracts.items()})
 
 
-def typed_view(contract: Contract) -> str:
-    """The query: all columns of `ground_truth`; `inputs` and `values` as structs, as sent in `inputs_json`, ..."""
+def typed_view(contract: Contract, source: str = "ground_truth") -> str:
+    """The query: all columns of `source`; `inputs` and `values` as structs, as sent in `inputs_json`, ..."""
     return f"""
         with read as (
             select *, {_read("inputs", contract.inputs)} as i, {_read('"values"', contract.outcome.values)} as v
-            from ground_truth where stream = {quoted(contract.stream)}
+            from {source} where stream = {quoted(contract.stream)}
         )
         select * exclude (inputs, "values", i, v), {_struct("i", contract.inputs)} as inputs,
             case when v is not null then {_struct("v", contract.outcome.values)} end as "values",
@@ -44,10 +44,11 @@ def _read(column: str, fields: Mapping[str, Field]) -> str:
 def _struct(read: str, fields: Mapping[str, Field]) -> str:
     entries = []
     for own, field in fields.items():
-        names = [f"{read}.{_identifier(name)}" for name in (own, *field.names_before)]
-        entries.append(f"{_identifier(own)} := " + (f"coalesce({', '.join(names)})" if len(names) > 1 else names[0]))
+        names = [f"{read}.{identifier(name)}" for name in (own, *field.names_before)]
+        entries.append(f"{identifier(own)} := " + (f"coalesce({', '.join(names)})" if len(names) > 1 else names[0]))
     return f"struct_pack({', '.join(entries)})"
 
 
-def _identifier(name: str) -> str:
+def identifier(name: str) -> str:
+    """A name as an SQL identifier."""
     return '"' + name.replace('"', '""') + '"'

@@ -5,11 +5,11 @@ ends where it has the contract's `window_rows` labels. It is sealed, never to ch
 
 1. its youngest prediction is older than the horizon: event time has passed `to_time` by it (what arrived early is
    biased; a cohort that has matured is not). With `training.maturity` below 1 it is old enough when that share of the
-   labels of such predictions has come, as measured (`consumers.maturity`),
+   labels of such predictions has come, as measured (`consumers/maturity.py`),
 2. no prediction of it is pending (with `training.maturity` below 1 some may be: `coverage` says it),
 3. the join recomputed from the raw events finds the same ground truth for it, and
-4. it is within the bounds of the contract's `quality` (`consumers.quality`). Rows that break its rules are quarantined
-   with the seal.
+4. it is within the bounds of the contract's `quality` (`consumers/quality.py`). Rows that break its rules are in
+   quarantine before the window's snapshot is taken.
 
 Whoever reads the lake at the window's `snapshot_id` sees exactly the rows that were sealed; `digest` proves it. What
 comes for it later is in the view `touched`.
@@ -34,7 +34,7 @@ from accrual.kafka import TopicNames
 from accrual.lake import Lake, Move, WritableLake
 from accrual.lake_tables import TABLES
 from consumers.maturity import delay_curve
-from consumers.quality import Inspection, inspect
+from consumers.quality import Report, inspect, unrecorded
 from consumers.recompute import EARLIEST, Scope, recompute
 
 # A check waits at least this long after the last one, and ten times as long as that one took.
@@ -52,7 +52,8 @@ class Candidate(msgspec.Struct, frozen=True):
     """The next window of a stream, as far as it is known.
 
     `labels` of `needed`; `until` once there are enough. `mature_at`: how far event time (`watermark`) must come.
-    `pending` and `differences` are counted once it has come that far, None before. `maturity`: see `Training`.
+    `pending` and `differences` are counted once it has come that far, None before; `quality` is looked at once neither
+    holds the window back, where the contract has any. `maturity`: see `Training`.
     """
 
     stream: str
@@ -66,12 +67,18 @@ class Candidate(msgspec.Struct, frozen=True):
     mature_at: datetime | None = None
     pending: int | None = None
     differences: int | None = None
-    inspection: Inspection | None = None
+    quality: Report | None = None
 
     @property
     def complete(self) -> bool:
         """Whether it can be sealed."""
-        return self.inspection is not None and not self.inspection.broken
+        clean = self.quality is None or not self.quality.failed
+        return self.pending is not None and not self._held_back and self.differences == 0 and clean
+
+    @property
+    def _held_back(self) -> bool:
+        """By a prediction whose label may still come."""
+        return self.maturity == 1 and bool(self.pending)
 
     @property
     def waits_for(self) -> str:
@@ -81,13 +88,12 @@ class Candidate(msgspec.Struct, frozen=True):
         if self.pending is None:
             now = "none" if self.watermark is None else f"{self.watermark:%Y-%m-%d %H:%M}"
             return f"maturity: event time {self.mature_at:%Y-%m-%d %H:%M}, now {now}"
-        if self.pending and self.maturity == 1:
+        if self._held_back:
             return f"{self.pending} pending predictions"
         if self.differences:
             return f"{self.differences} differences to the recomputation: see accrual audit"
-        if self.inspection is not None and self.inspection.broken:
-            measures = "; ".join(measure.said for measure in self.inspection.broken)
-            return f"quality: {measures} (the contract's quality.bounds)"
+        if self.quality is not None and self.quality.failed:
+            return "quality: " + "; ".join(finding.said for finding in self.quality.failed)
         return "the sink to seal it"
 
 
@@ -109,9 +115,7 @@ def next_window(
 ) -> Candidate:
     """The window after the last sealed one; the costly checks only once it is mature."""
     contract = contracts[stream]
-    last = lake.rows(
-        'select max("window") as k, max(from_time) as f, max(to_time) as t from windows where stream = ?', [stream]
-    )[0]
+    last = lake.rows('select max("window") as k, max(to_time) as t from windows where stream = ?', [stream])[0]
     since = last["t"] or EARLIEST
     needed = contract.training.window_rows
     found = lake.rows(
@@ -153,10 +157,10 @@ def next_window(
         """
     )[0]
     candidate = msgspec.structs.replace(candidate, **checked)
-    if candidate.differences or (candidate.maturity == 1 and candidate.pending):
+    if contract.quality is None or not candidate.complete:
         return candidate
-    bounds = (last["f"], last["t"]) if last["t"] else None
-    return msgspec.structs.replace(candidate, inspection=inspect(lake, contract, since, until, bounds))
+    report = inspect(lake, contract, candidate.window, since, until)
+    return msgspec.structs.replace(candidate, quality=report)
 
 
 class Sealer:
@@ -175,6 +179,7 @@ class Sealer:
         # Per stream, what to wait for: so many labels, an event time, any news.
         self._waiting: dict[str, tuple[int, datetime, int]] = {}
         self._not_before = 0.0
+        self._noted = False
 
     def look_at(self, tables: Mapping[str, pa.Table]) -> None:
         """Note what a committed batch brought."""
@@ -202,7 +207,7 @@ class Sealer:
         if not due or time.monotonic() < self._not_before:
             return []
         started = time.monotonic()
-        sealed = []
+        sealed, self._noted = [], False
         for stream in due:
             try:
                 with self._lake.transaction():
@@ -213,7 +218,7 @@ class Sealer:
                 log.info("the next window of %s is left for later: %s", stream, exc)
             except LakeError:
                 log.exception("the next window of %s cannot be checked", stream)
-        if not sealed:
+        if not sealed and not self._noted:
             self._not_before = time.monotonic() + max(_PAUSE_S, _PAUSE_FACTOR * (time.monotonic() - started))
         return sealed
 
@@ -234,6 +239,11 @@ class Sealer:
         if not self._lake.alone:
             self._watermarks[stream] = watermark_of(self._lake, self._contracts[stream])
         candidate = next_window(self._lake, self._contracts, self._names, stream, self._watermarks[stream])
+        news = unrecorded(self._lake, candidate.quality) if candidate.quality else {}
+        if "quarantine" in news or (news and not candidate.complete):
+            # In a transaction of its own: the snapshot that a window is sealed at shows what is in quarantine.
+            self._noted = self._lake.add(news, [guard]) or self._noted
+            return None
         if not candidate.complete:
             self._wait(candidate)
             return None
@@ -245,10 +255,12 @@ class Sealer:
             ),
             everyone as (select count(*) as predictions from compared where predicted)
             select any_value(predictions) as rows, count(label) as labeled,
+                count(label) filter (prediction_id not in (
+                    select prediction_id from quarantined where stream = ? and state <> 'released')) as trainable,
                 count(label) / any_value(predictions) as coverage, {DIGEST} as digest
             from cohort, everyone
             """,
-            [stream, candidate.since, candidate.until],
+            [stream, candidate.since, candidate.until, stream],
         )[0]
         reached = self._lake.rows(
             'select list(next_offset order by "partition") as reached from offsets where topic = ?',
@@ -263,10 +275,8 @@ class Sealer:
             "maturity": candidate.maturity,
             "sealed_at": datetime.now(UTC),
         }
-        tables = {"windows": pa.Table.from_pylist([window], TABLES["windows"])}
-        if candidate.inspection is not None:
-            tables |= _written(candidate.inspection, window)
-        return window if self._lake.add(tables, [guard]) else None
+        rows = {"windows": pa.Table.from_pylist([window], TABLES["windows"]), **news}
+        return window if self._lake.add(rows, [guard]) else None
 
     def _wait(self, candidate: Candidate) -> None:
         """Look again when what this candidate lacks can have come."""
@@ -277,16 +287,3 @@ class Sealer:
         elif candidate.pending is None and candidate.mature_at:
             watermark, news = candidate.mature_at, 0
         self._waiting[stream] = (labels, watermark, news)
-
-
-def _written(inspection: Inspection, window: dict[str, Any]) -> dict[str, pa.Table]:
-    """What was found in a window, as rows of the lake's tables."""
-    common = {"stream": window["stream"], "window": window["window"], "at": window["sealed_at"]}
-    return {
-        "quarantine": pa.Table.from_pylist(
-            [common | msgspec.structs.asdict(finding) for finding in inspection.findings], TABLES["quarantine"]
-        ),
-        "quality": pa.Table.from_pylist(
-            [common | msgspec.structs.asdict(measure) for measure in inspection.measures], TABLES["quality"]
-        ),
-    }

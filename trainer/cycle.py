@@ -35,7 +35,7 @@ from trainer.finetune import TrainingFailed, fine_tune
 from trainer.freeze import find_frozen, freeze, freeze_generation_0, made_with
 from trainer.gate import judge
 from trainer.publish import Ledger
-from trainer.select import Selection, Window, rows_of, sealed_windows, select, unfit
+from trainer.select import Selection, Window, rows_of, sealed_windows, select
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class Trainer:
         windows = sorted({*champion.windows, *(window.window for window in new)})
         run_id = _run_id(contract.stream, version, champion.digest, windows)
         with open_lake(self._config, at_snapshot=new[-1].snapshot_id) as lake:
-            selection = select(lake, contract, new, contract.training.seed, self._unfit(contract.stream))
+            selection = select(lake, contract, new, contract.training.seed)
         manifest = Manifest(
             stream=contract.stream,
             version=version,
@@ -191,14 +191,9 @@ class Trainer:
         for window in windows:
             if (bundle, window.window) not in self._scored:
                 with open_lake(self._config, at_snapshot=window.snapshot_id) as lake:
-                    rows = rows_of(lake, contract, [window], self._unfit(contract.stream))
+                    rows = rows_of(lake, contract, [window])
                 self._scored[bundle, window.window] = score(self._predictor(bundle), window, rows)
         return [self._scored[bundle, window.window] for window in windows]
-
-    def _unfit(self, stream: str) -> set[str]:
-        """What nobody may learn from or be judged on today."""
-        with open_lake(self._config) as newest:
-            return unfit(newest, stream)
 
     def _generation_0(self, contract: Contract) -> str:
         """The bundle of generation 0, made if the store does not have it: the contract decides every byte of it."""

@@ -13,7 +13,7 @@ from accrual.config import Config
 from accrual.errors import BrokerUnavailable
 from accrual.events import encode
 from accrual.kafka import KafkaException, TopicNames, check_topics, read_to_end, transactional_producer
-from accrual.ledger import Decision, Evaluation, Generation, Run, decode_generation, decode_ledger_entry
+from accrual.ledger import Evaluation, Generation, LedgerEntry, Run, decode_generation, decode_ledger_entry
 
 REQUEST_S = 30.0
 _OPEN = ("trained", "waiting")
@@ -35,9 +35,7 @@ class Ledger:
         except KafkaException as exc:
             raise BrokerUnavailable(f"the ledger cannot be opened: {exc.args[0].str()}") from exc
         for message in read_to_end(config, self._names.training):
-            entry = decode_ledger_entry(message.value() or b"")
-            if not isinstance(entry, Decision):
-                self._note(entry)
+            self._note(decode_ledger_entry(message.value() or b""))
         for message in read_to_end(config, self._names.models):
             if message.value() is not None:
                 champion = decode_generation(message.value() or b"")
@@ -84,10 +82,10 @@ class Ledger:
         if champion is not None:
             self._champions[champion.stream] = champion
 
-    def _note(self, entry: Run | Evaluation) -> None:
+    def _note(self, entry: LedgerEntry) -> None:
         if isinstance(entry, Run):
             self._runs[entry.run_id] = entry
-        elif entry.role == "challenger":
+        elif isinstance(entry, Evaluation) and entry.role == "challenger":
             self._judged.setdefault(entry.run_id, set()).add(entry.window)
 
     def _of(self, stream: str) -> list[Run]:

@@ -1,17 +1,17 @@
 """Select: which rows a challenger learns from, and which are kept back to calibrate it.
 
 All rows of the new windows, the latest of them kept back, and a share of older rows so that what was learned is not
-lost. The choice is a function of the lake's snapshot, the contract, the seed and what is quarantined.
+lost. Rows that are in quarantine, or were rejected, are none of them. The choice is a function of the lake's snapshot,
+the contract and the seed.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 
 import msgspec
-import pyarrow as pa
 
 from accrual.contract import Contract
 from accrual.lake import Lake
@@ -53,49 +53,31 @@ class Selection(msgspec.Struct, frozen=True):
 
 
 def sealed_windows(lake: Lake, stream: str) -> list[Window]:
-    """The sealed windows of a stream that hold a label that is not quarantined, in order."""
+    """The sealed windows of a stream that hold a row to learn from, in order."""
     found = lake.rows(
-        """
-        select stream, "window", snapshot_id, from_time, to_time, coverage from windows w
-        where stream = ? and labeled > (
-            select count(distinct prediction_id) from quarantined q
-            where q.stream = w.stream and q."window" = w."window" and state <> 'released'
-        )
-        order by "window"
-        """,
+        'select stream, "window", snapshot_id, from_time, to_time, coverage from windows'
+        ' where stream = ? and trainable > 0 order by "window"',
         [stream],
     )
     return msgspec.convert(found, list[Window])
 
 
-def unfit(lake: Lake, stream: str) -> set[str]:
-    """Ids of the predictions that are quarantined and not released. `lake` is the newest: a person may decide later."""
-    found = lake.rows(
-        "select distinct prediction_id from quarantined where stream = ? and state <> 'released'", [stream]
-    )
-    return {row["prediction_id"] for row in found}
-
-
-def rows_of(lake: Lake, contract: Contract, windows: Sequence[Window], without: Collection[str]) -> list[Row]:
-    """The labeled rows of consecutive windows, oldest first, without these predictions.
-
-    `lake` is pinned to the last one's snapshot.
-    """
+def rows_of(lake: Lake, contract: Contract, windows: Sequence[Window]) -> list[Row]:
+    """The labeled rows of consecutive windows, oldest first. `lake` is pinned to the last one's snapshot."""
     return _rows(
         contract,
         lake,
-        without,
         "predicted_at >= ? and predicted_at < ? order by predicted_at, prediction_id",
         [windows[0].from_time, windows[-1].to_time],
     )
 
 
-def select(lake: Lake, contract: Contract, new: Sequence[Window], seed: int, without: Collection[str]) -> Selection:
+def select(lake: Lake, contract: Contract, new: Sequence[Window], seed: int) -> Selection:
     """Choose the newest `training.max_rows` of the new windows and, `training.replay` times as many, rows before them.
 
-    None of them is one of the predictions `without`. `lake` is pinned to the last new window's snapshot.
+    `lake` is pinned to the last new window's snapshot.
     """
-    fresh = rows_of(lake, contract, new, without)[-contract.training.max_rows :]
+    fresh = rows_of(lake, contract, new)[-contract.training.max_rows :]
     kept_back = int(len(fresh) * KEPT_BACK)
     learn, calibrate = fresh[: len(fresh) - kept_back], fresh[len(fresh) - kept_back :]
     # An order that only id and seed decide: a sample that any engine draws again.
@@ -103,7 +85,6 @@ def select(lake: Lake, contract: Contract, new: Sequence[Window], seed: int, wit
     drawn = _rows(
         contract,
         lake,
-        without,
         "predicted_at < ? order by md5(prediction_id || ?), prediction_id limit ?",
         [new[-1].to_time, f":{seed}", wanted + len(fresh)],
     )
@@ -112,15 +93,13 @@ def select(lake: Lake, contract: Contract, new: Sequence[Window], seed: int, wit
     return Selection([*learn, *older], calibrate, len(older), hashlib.sha256(listed.encode()).hexdigest())
 
 
-def _rows(
-    contract: Contract, lake: Lake, without: Collection[str], condition: str, params: Sequence[object]
-) -> list[Row]:
-    with lake.with_tables({"without": pa.table({"prediction_id": pa.array([*without], pa.string())})}):
-        table = lake.arrow(
-            "select prediction_id, inputs, label from ground_truth anti join without using (prediction_id)"
-            f" where stream = ? and label is not null and {condition}",
-            [contract.stream, *params],
-        )
+def _rows(contract: Contract, lake: Lake, condition: str, params: Sequence[object]) -> list[Row]:
+    table = lake.arrow(
+        "select prediction_id, inputs, label from ground_truth where stream = ? and label is not null"
+        " and prediction_id not in (select prediction_id from quarantined where stream = ? and state <> 'released')"
+        f" and {condition}",
+        [contract.stream, contract.stream, *params],
+    )
     return [
         Row(prediction_id, contract.render(contract.decode_inputs(inputs.encode())), label)
         for prediction_id, inputs, label in zip(*(column.to_pylist() for column in table.columns), strict=True)

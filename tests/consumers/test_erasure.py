@@ -69,12 +69,10 @@ def world(config: Config) -> World:
             "published_at": datetime.now(UTC),
         }
         held = {"stream": STREAM, "window": 1, "prediction_id": "alices-prediction", "revision": 2, "rule": "length"}
-        decided = {"stream": STREAM, "prediction_id": "alices-prediction", "state": "released", "offset": 3}
         lake.append(
             {
                 "generations": pa.Table.from_pylist([model], TABLES["generations"]),
                 "quarantine": pa.Table.from_pylist([held], TABLES["quarantine"]),
-                "decisions": pa.Table.from_pylist([decided], TABLES["decisions"]),
             }
         )
     return world
@@ -136,7 +134,7 @@ def test_nothing_is_left_of_the_subject_and_everything_of_the_others(
     with open_lake(config) as lake:
         found = find(lake, world.names, subject)
     rows = {"predictions": 3, "outcomes": 3, "ground_truth_history": 2, "dead_letters": 3}
-    assert found.rows == rows | {"quarantine": 1, "decisions": 1}
+    assert found.rows == rows | {"quarantine": 1}
     assert (found.windows, [taught.model for taught in found.generations]) == ([1], [f"{STREAM}@1"])
     assert not prove(config, subject, found).clean  # the proof sees what is there
 
@@ -183,7 +181,6 @@ def test_history_is_forgotten_and_windows_are_read_without_the_rows(world: World
         assert count["n"] == was["rows"] - (window["window"] == 1)
     assert [(r["table"], r["window"], r["n"]) for r in gone] == [
         ("dead_letters", None, 3),
-        ("decisions", None, 1),
         ("ground_truth_history", 1, 2),
         ("outcomes", None, 3),
         ("predictions", 1, 3),

@@ -1,400 +1,376 @@
-"""Rules quarantine the rows that break them, bounds hold windows back, and both are right about what they measure."""
+"""Rules put rows into quarantine, bounds hold windows back, and both can be seen and decided upon."""
 
-import math
+from __future__ import annotations
+
 import random
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+import yaml
 
 from accrual.config import Config
 from accrual.contract import Contract, load_contract
-from accrual.errors import ContractError
-from accrual.events import GroundTruth, Outcome, Prediction, encode
-from accrual.lake import WritableLake, open_lake_for_writing
+from accrual.lake import WritableLake, open_lake
 from accrual.lake_tables import TABLES
-from accrual.quality_rules import Rule
-from consumers.quality import CANARIES, SUSPECTED, Inspection, inspect
-from consumers.rule_sql import canaries, is_broken
+from consumers.quality import Report, inspect, unrecorded
 from consumers.windows import Sealer, next_window, watermark_of
-from tests.consumers.conftest import START, STREAM, World
-from tests.consumers.conftest import settings as settings_of
-from trainer.select import rows_of, sealed_windows, select, unfit
+from tests.consumers.conftest import START, World
 
-CONTRACT = """
-stream: tickets
-inputs:
-  text: {type: string}
-  channel: {type: string, optional: true}
-  amount: {type: number, optional: true}
-output: {classes: [low, high]}
-outcome: {values: {urgency: {type: string}}}
-label: {field: urgency}
-horizon: 1d
-on_expiry: low
-disorder: 1h
-training: {template: '{text}', window_rows: 50}
-quality:
-  slices: [channel]
-  rules:
-    - {name: text_length, field: text, length: [3, 200]}
-    - {name: no_personal_data, field: text, free_of: [email, phone, iban, card, ip]}
-    - {name: known_channel, field: channel, one_of: [mail, chat]}
-    - {name: amount_range, field: amount, range: [0, 1000]}
-    - {name: lower_case, field: channel, matches: '[a-z]+'}
-    - {name: known_urgency, field: values.urgency, one_of: [low, high]}
-    - {name: polite, field: text, matches: '.*thank.*', warn: true}
-    - {name: chat_is_small, check: "channel != 'chat' or amount < 500 or amount is None"}
-  bounds: {BOUNDS}
-"""
-WORDS = [
-    "the",
-    "card",
-    "was",
-    "not",
-    "sent",
-    "to",
-    "my",
-    "new",
-    "address",
-    "after",
-    "I",
-    "moved",
-    "house",
-    "last",
-    "week",
-    "and",
-    "nobody",
-    "answers",
-    "the",
-    "phone",
+STREAM = "loans"
+BASE: dict[str, Any] = {
+    "stream": STREAM,
+    "inputs": {
+        "amount": {"type": "number", "optional": True},
+        "term": {"type": "integer", "optional": True},
+        "grade": {"type": "string", "optional": True},
+        "title": {"type": "string", "optional": True},
+        "paid": {"type": "boolean", "optional": True},
+    },
+    "output": {"classes": ["good", "bad"]},
+    "outcome": {"values": {"status": {"type": "string"}, "days": {"type": "integer", "optional": True}}},
+    "label": {"field": "status"},
+    "horizon": "1d",
+    "training": {"template": "{title}", "window_rows": 10},
+}
+Row = Mapping[str, Any]
+
+
+@pytest.fixture
+def contract_of(tmp_path: Path) -> Callable[..., Contract]:
+    """A contract with this quality section, read as any is."""
+
+    def make(**quality: Any) -> Contract:
+        path = tmp_path / "contract.yaml"
+        path.write_text(yaml.safe_dump({**BASE, "quality": quality}))
+        return load_contract(path)
+
+    return make
+
+
+def pour(lake: WritableLake, rows: list[Row], first_minute: int = 0) -> None:
+    """Rows of ground truth, one a minute: inputs, and `label`, `output` and `values` if they are there."""
+    made = [
+        {
+            "stream": STREAM,
+            "prediction_id": row.get("id", f"p-{first_minute + n:05d}"),
+            "revision": 1,
+            "status": "labeled" if row.get("label", "good") else "expired",
+            "label": row.get("label", "good"),
+            "model": f"{STREAM}@0",
+            "predicted_at": START + timedelta(minutes=first_minute + n),
+            "inputs": msgspec.json.encode(row["inputs"]).decode(),
+            "output": msgspec.json.encode({"label": "good", "probabilities": row.get("says", {"good": 1.0})}).decode(),
+            "values": msgspec.json.encode(row.get("values", {"status": row.get("label", "good")})).decode(),
+            "partition": 0,
+            "offset": first_minute + n,
+        }
+        for n, row in enumerate(rows)
+    ]
+    lake.append({"ground_truth_history": pa.Table.from_pylist(made, TABLES["ground_truth_history"])})
+
+
+def seal_by_hand(lake: WritableLake, minutes: int) -> None:
+    window = {"stream": STREAM, "window": 1, "snapshot_id": lake.snapshot_id(), "from_time": START, "labeled": minutes}
+    window |= {"to_time": START + timedelta(minutes=minutes), "rows": minutes, "coverage": 1.0, "digest": ""}
+    lake.append({"windows": pa.Table.from_pylist([window | {"sealed_at": START}], TABLES["windows"])})
+
+
+def look(lake: WritableLake, contract: Contract, since: int = 0, until: int = 100_000) -> Report:
+    return inspect(lake, contract, 2, START + timedelta(minutes=since), START + timedelta(minutes=until))
+
+
+def value(report: Report, metric: str, field: str = "", part: str = "") -> float:
+    [found] = [f.value for f in report.findings if (f.metric, f.field, f.part) == (metric, field, part)]
+    return found
+
+
+RULES: list[tuple[dict[str, Any], list[Any], list[Any]]] = [
+    ({"field": "amount", "range": {"least": 0, "most": 10}}, [0, 10, 3.5, None], [-0.001, 10.001]),
+    ({"field": "term", "range": {"least": 36}}, [36, 10**15], [35, -(10**15)]),
+    ({"field": "grade", "categories": ["A", "it's"]}, ["A", "it's", None], ["a", "", "A "]),
+    ({"field": "title", "matches": r"[a-z]+\d?"}, ["abc", "abc1", None], ["", "abc12", "x abc", "abc\n"]),
+    ({"field": "title", "length": {"least": 2, "most": 3}}, ["ab", "äöü", None], ["a", "abcd", ""]),
+    (
+        {"expression": "amount <= 2 * term or grade == 'A'"},
+        [{"amount": 2, "term": 1}, {"amount": 9}],
+        [{"amount": 3, "term": 1, "grade": "B"}],
+    ),
+    ({"expression": "paid or values_days < 90"}, [{"paid": True}, {"paid": None}], [{"paid": False}]),
 ]
 
 
-def contract_with(config: Config, bounds: str = "{}") -> Contract:
-    path = Path(config.contracts) / "tickets.yaml"
-    path.write_text(CONTRACT.replace("{BOUNDS}", bounds))
-    return load_contract(path)
+def test_a_rule_finds_what_breaks_it_and_nothing_else(lake: WritableLake, contract_of: Callable[..., Contract]) -> None:
+    contract = contract_of(rules=[{"name": str(n), **rule} for n, (rule, _, _) in enumerate(RULES)])
+
+    def row(n: int, verdict: str, k: int, value: Any) -> Row:
+        inputs = value if isinstance(value, dict) else {RULES[n][0]["field"]: value}
+        return {"id": f"{n} {verdict} {k}", "inputs": inputs, "values": {"status": "good", "days": 90}}
+
+    rows = [row(n, "fit", k, value) for n, (_, fit, _) in enumerate(RULES) for k, value in enumerate(fit)]
+    broken = [row(n, "unfit", k, value) for n, (_, _, unfit) in enumerate(RULES) for k, value in enumerate(unfit)]
+    pour(lake, rows + broken)
+    found = [b for b in look(lake, contract).broken if b["prediction_id"].split()[0] == b["rule"]]
+    assert {b["prediction_id"] for b in found} == {row["id"] for row in broken}
+    assert all(b["detail"] for b in found)
 
 
-@pytest.fixture
-def world(config: Config) -> World:
-    contract_with(config)
-    return World(config)
+def test_a_rule_may_be_about_an_outcome(lake: WritableLake, contract_of: Callable[..., Contract]) -> None:
+    contract = contract_of(rules=[{"name": "r", "field": "values.days", "range": {"most": 30}}])
+    pour(lake, [{"inputs": {}, "values": {"status": "good", "days": days}} for days in (30, 31, None)])
+    assert [b["prediction_id"] for b in look(lake, contract).broken] == ["p-00001"]
 
 
-class Desk:
-    """Sends labeled predictions with given inputs, labels and probabilities; one a minute."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self.minute = 0
-        self.chance = random.Random(3)
-
-    def send(self, inputs: dict[str, Any], label: str = "low", high: float = 0.2, said: str = "low") -> str:
-        p = Prediction(
-            prediction_id=f"p-{self.minute:06d}",
-            stream=STREAM,
-            model=f"{STREAM}@0",
-            predicted_at=START + timedelta(minutes=self.minute),
-            inputs=msgspec.Raw(encode(inputs)),
-            output=msgspec.Raw(encode({"label": said, "probabilities": {"low": 1 - high, "high": high}})),
-        )
-        o: Outcome = self.world.outcome(p, urgency=label)
-        row: GroundTruth = self.world.ground_truth(p, o)
-        for event in (p, o, row):
-            self.world.send(event)
-        self.minute += 1
-        return p.prediction_id
-
-    def text(self) -> str:
-        return " ".join(self.chance.choices(WORDS, k=12))
-
-    def good(self, count: int, **others: Any) -> None:
-        for _ in range(count):
-            self.send({"text": self.text(), "channel": "mail", "amount": 20.0, **others})
+PERSONAL = {
+    "jo+x@mail.example.co.uk": "e-mail address",
+    "call +49 (0)30 1234567": "phone number",
+    "0044 20 7946 0958 now": "phone number",
+    "(555) 123-4567": "phone number",
+    "DE89 3704 0044 0532 0130 00": "IBAN",
+    "GB82WEST12345698765432": "IBAN",
+    "4111 1111 1111 1111": "card number",
+    "my card 5500005555555559!": "card number",
+    "378282246310005": "card number",
+    "line 5 4939 7298 0635 1393 2": "card number",
+    "DE89 3704 0044 0532 0130 00 CALL ME": "IBAN",
+    "from 192.168.0.1.": "IP address",
+    "at 2001:db8:85a3:0:0:8a2e:370:7334": "IP address",
+    "at fe80::1ff:fe23:4567:890a": "IP address",
+    "078-05-1120": "social security number",
+}
+HARMLESS = [
+    "I was charged 1,000.00 twice on 2011-02-03 at 10:15:30",
+    "order 4111 1111 1111 1112",
+    "reference 1234567890123456",
+    "GB00WEST12345698765432",
+    "version 1.2.3.400, 300.1.1.1",
+    "me @ home, you@home",
+    "between 2007 and 2011: 10000 at 7.5%",
+    "",
+]
 
 
-@pytest.fixture
-def desk(world: World) -> Desk:
-    return Desk(world)
+def test_personal_data_is_found_and_not_repeated(lake: WritableLake, contract_of: Callable[..., Contract]) -> None:
+    contract = contract_of(rules=[{"name": "r", "field": "title", "pii": "forbid"}])
+    pour(lake, [{"id": text, "inputs": {"title": text}} for text in [*PERSONAL, *HARMLESS]])
+    found = {b["prediction_id"]: b["detail"] for b in look(lake, contract).broken}
+    assert {text: kind in found.get(text, "") for text, kind in PERSONAL.items()} == dict.fromkeys(PERSONAL, True)
+    assert [text for text in HARMLESS if text in found] == []
+    assert not any(text in detail for text, detail in found.items())
 
 
-def look(desk: Desk, lake: WritableLake, last: int | None = None) -> Inspection:
-    """Inspect everything, or what came after minute `last` against what came before."""
-    desk.world.pour(lake)
-    contract = desk.world.contracts[STREAM]
-    end = START + timedelta(days=30)
-    if last is None:
-        return inspect(lake, contract, START, end, None)
-    middle = START + timedelta(minutes=last)
-    return inspect(lake, contract, middle, end, (START, middle))
-
-
-def values(found: Inspection, measure: str) -> dict[str, float]:
-    return {m.of: m.value for m in found.measures if m.measure == measure}
-
-
-@pytest.mark.parametrize(
-    ("inputs", "broken"),
-    [
-        ({"text": "All is well, thank you."}, set()),
-        ({"text": "no"}, {"text_length"}),
-        ({"text": "x" * 201}, {"text_length"}),
-        ({"text": "write to jo.b+x@mail.example.org"}, {"no_personal_data"}),
-        ({"text": "call +44 20 7946 0958 now"}, {"no_personal_data"}),
-        ({"text": "pay to DE89 3704 0044 0532 0130 00 please"}, {"no_personal_data"}),
-        ({"text": "card 4111 1111 1111 1111"}, {"no_personal_data"}),
-        ({"text": "card 4111 1111 1111 1112"}, set()),  # the check digit is wrong: an order number
-        ({"text": "from 192.168.7.12 it fails"}, {"no_personal_data"}),
-        ({"text": "version 1.2.3 of 2024-01-05 at 10:30"}, set()),
-        ({"text": "fine", "channel": "fax"}, {"known_channel"}),
-        ({"text": "fine", "channel": "MAIL"}, {"known_channel", "lower_case"}),
-        ({"text": "fine", "channel": None, "amount": None}, set()),
-        ({"text": "fine", "amount": -0.5}, {"amount_range"}),
-        ({"text": "fine", "amount": 1000}, set()),
-        ({"text": "fine", "channel": "chat", "amount": 700}, {"chat_is_small"}),
-        ({"text": "fine", "channel": "chat"}, set()),
-    ],
-)
-def test_a_row_is_quarantined_by_the_rules_it_breaks(
-    desk: Desk, lake: WritableLake, inputs: dict[str, Any], broken: set[str]
+def test_canaries_measure_each_rule_and_a_blind_one_fails(
+    lake: WritableLake, contract_of: Callable[..., Contract], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken_id = desk.send(inputs)
-    desk.good(3)
-    found = look(desk, lake)
-    assert {(f.prediction_id, f.rule) for f in found.findings} == {(broken_id, rule) for rule in broken}
-    assert values(found, "quarantined")[""] == (0.25 if broken else 0)
+    rules = [{"name": f"r{n}", **rule} for n, (rule, _, _) in enumerate(RULES)]
+    rules.append({"name": "pii", "field": "title", "pii": "forbid"})
+    contract = contract_of(rules=rules, canaries={"rows": 40})
+    good = {"amount": 4, "term": 40, "grade": "A", "title": "abc", "paid": True}
+    pour(lake, [{"inputs": good, "values": {"status": "good", "days": 3}}] * 20)
+    report = look(lake, contract)
+    recalls = {f.field: f.value for f in report.findings if f.metric == "canary_recall"}
+    assert recalls == {rule["name"]: 1.0 for rule in rules}
+    assert report.broken == [] and report.failed == []
+    assert look(lake, contract).findings == report.findings, "the same canaries each time"
+    monkeypatch.setattr("consumers.rule_sql._EMAIL", "nothing looks like this")
+    assert [f.field for f in look(lake, contract).failed] == ["pii"]
 
 
-def test_a_rule_about_the_outcome_and_one_that_only_warns(desk: Desk, lake: WritableLake) -> None:
-    odd = desk.send({"text": "many thanks"}, "whatever")
-    desk.good(3)
-    found = look(desk, lake)
-    assert [(f.prediction_id, f.rule) for f in found.findings] == [(odd, "known_urgency")]
-    broken = values(found, "broken")
-    assert (broken["known_urgency"], broken["polite"], broken["amount_range"]) == (0.25, 0.75, 0)
-
-
-def test_what_is_quarantined_does_not_repeat_the_value(desk: Desk, lake: WritableLake) -> None:
-    desk.send({"text": "write to jo@mail.example"})
-    assert "jo@" not in str(look(desk, lake).findings)
-
-
-def test_planted_bad_values_are_found_and_a_blind_rule_shows(desk: Desk, lake: WritableLake) -> None:
-    desk.good(1)
-    recalls = values(look(desk, lake), "canary_recall")
-    assert recalls.pop("known_urgency") == recalls.pop("polite") == 1
-    assert recalls.keys() == {"text_length", "no_personal_data", "known_channel", "amount_range", "lower_case"}
-    assert all(recall == 1 for rule, recall in recalls.items() if rule != "no_personal_data")
-    assert recalls["no_personal_data"] >= 0.99
-    chance = random.Random(1)
-    cards = canaries(Rule(name="r", field="text", free_of=["card"]), chance, CANARIES)
-    emails_only = is_broken(
-        Rule(name="r", field="text", free_of=["email"]), desk.world.contracts[STREAM], lambda _: "v"
+def test_shares_duplicates_and_conflicts(lake: WritableLake, contract_of: Callable[..., Contract]) -> None:
+    contract = contract_of(
+        bounds=[{"metric": "label_share", "field": "bad", "most": 0.3}, {"metric": "label_share", "least": 0.5}]
     )
-    with lake.with_tables({"planted": pa.table({"v": cards})}):
-        assert lake.rows(f"select count(*) filter ({emails_only}) as n from planted") == [{"n": 0}]
+    rows = [{"inputs": {"amount": n}, "label": "good"} for n in range(6)]
+    rows += [{"inputs": {"amount": 0}, "label": "bad"}, {"inputs": {"amount": 1}, "label": "good"}]
+    rows += [{"inputs": {"amount": 9}, "label": "bad"}, {"inputs": {"amount": 10}, "label": "bad"}]
+    rows += [{"inputs": {"amount": 0}, "label": None}]
+    pour(lake, rows)
+    report = look(lake, contract)
+    assert value(report, "label_share", "bad") == 0.3 and value(report, "label_share", "good") == 0.7
+    assert value(report, "duplicates") == pytest.approx(3 / 11, abs=1e-6)
+    assert value(report, "label_conflicts") == 0.2
+    assert report.failed == []
+    stricter = contract_of(bounds=[{"metric": "label_share", "field": "bad", "most": 0.29}])
+    assert [f.said for f in look(lake, stricter).failed] == ["label_share bad is 0.3, must be at most 0.29"]
 
 
-def test_same_inputs_with_other_labels_are_conflicts(desk: Desk, lake: WritableLake) -> None:
-    for label in ("low", "high", "low"):
-        desk.send({"text": "the very same question"}, label)
-    desk.send({"text": "another question"})
-    desk.send({"text": "another question"})
-    assert values(look(desk, lake), "conflicts")[""] == pytest.approx(3 / 5)
-
-
-def test_near_duplicates_are_counted(config: Config, lake: WritableLake) -> None:
-    contract_with(config, "{near_duplicates: 0.5}")
-    desk = Desk(World(config))
-    long = " ".join(f"word{n}" for n in range(40))
-    desk.send({"text": long})
-    desk.send({"text": long.upper()})
-    desk.send({"text": long + " again"})
-    desk.send({"text": long})
-    desk.send({"text": " ".join(f"other{n}" for n in range(40))})
-    desk.send({"text": "short"})
-    assert values(look(desk, lake), "near_duplicates")[""] == pytest.approx(3 / 6)
-
-
-def test_a_confident_model_suspects_a_wrong_label(desk: Desk, lake: WritableLake) -> None:
-    for n in range(40):
-        desk.send({"text": desk.text()}, "high" if n % 2 else "low", high=0.9 if n % 2 else 0.1)
-    wrong = desk.send({"text": desk.text()}, "low", high=0.97)
-    unsure = desk.send({"text": desk.text()}, "low", high=0.55)
-    found = look(desk, lake)
-    [row] = lake.rows("select prediction_id, label, guess from suspects")
-    assert row == {"prediction_id": wrong, "label": "low", "guess": "high"}
-    assert unsure != wrong
-    assert values(found, "suspects")[""] == pytest.approx(1 / 42)
-    assert SUSPECTED not in {f.rule for f in found.findings}  # only where the contract gives a bound
-
-
-def stability(p: Sequence[str], q: Sequence[str]) -> float:
-    """The index by its definition, each bin half a row more."""
-    bins, now, then = {*p, *q}, Counter(p), Counter(q)
-    total = 0.0
-    for name in bins:
-        a = (now[name] + 0.5) / (len(p) + 0.5 * len(bins))
-        b = (then[name] + 0.5) / (len(q) + 0.5 * len(bins))
-        total += (a - b) * math.log(a / b)
-    return total
-
-
-LABELS = st.lists(st.sampled_from(["low", "high"]), min_size=1, max_size=30)
-
-
-@settings(max_examples=15, deadline=None)
-@given(before=LABELS, after=LABELS)
-def test_label_drift_is_the_population_stability_index(
-    tmp_path_factory: pytest.TempPathFactory, before: list[str], after: list[str]
+def test_near_duplicates_are_those_that_share_most_of_their_wording(
+    lake: WritableLake, contract_of: Callable[..., Contract]
 ) -> None:
-    config = settings_of(tmp_path_factory.mktemp("drift"), "drift")
-    contract_with(config)
-    desk = Desk(World(config))
-    for label in [*before, *after]:
-        desk.send({"text": "anything"}, label)
-    with open_lake_for_writing(config) as lake:
-        found = look(desk, lake, last=len(before))
-    assert values(found, "label_drift")[""] == pytest.approx(stability(after, before))
-    assert 0 <= values(found, "label_divergence")[""] <= math.log(2) + 1e-9
+    """Against every pair compared directly: MinHash may miss one in thousands, and adds none."""
+    chance = random.Random(5)
+    vocabulary = [f"w{n}" for n in range(400)]
+    texts = [" ".join(chance.choices(vocabulary, k=40)) for _ in range(120)]
+    for text in list(texts[:60]):
+        words = text.split()
+        words[chance.randrange(len(words))] = "other"
+        texts.append(" ".join(words))
+    texts += [f"{text.upper()}!" for text in texts[60:80]]
+
+    def shingles(text: str) -> set[tuple[str, ...]]:
+        words = text.lower().replace("!", "").split()
+        return {tuple(words[n : n + 3]) for n in range(len(words) - 2)}
+
+    sets = [shingles(text) for text in texts]
+    pairs = {
+        frozenset((texts[a], texts[b]))
+        for a in range(len(texts))
+        for b in range(a)
+        if len(sets[a] & sets[b]) / len(sets[a] | sets[b]) >= 0.8
+    }
+    pour(lake, [{"inputs": {"title": text}} for text in texts])
+    report = look(lake, contract_of(text="title"))
+    assert len(pairs) == 80
+    assert {frozenset((row["text"], row["like_text"])) for row in lake.rows("from near")} == pairs
+    assert value(report, "near_duplicates") == pytest.approx(len(pairs) / len(texts), abs=1e-6)
 
 
-def test_inputs_that_move_drift_and_others_do_not(desk: Desk, lake: WritableLake) -> None:
-    for n in range(200):
-        desk.send({"text": desk.text(), "channel": "mail" if n % 2 else "chat", "amount": float(n % 100)})
-    for n in range(200):
-        desk.send({"text": desk.text(), "channel": "mail", "amount": float(n % 100)})
-    drift = values(look(desk, lake, last=200), "input_drift")
-    assert drift["amount"] < 0.01 < 0.5 < drift["channel"]
-    assert drift["text"] < 0.2
+def test_label_errors_are_those_of_confident_learning(lake: WritableLake, contract_of: Callable[..., Contract]) -> None:
+    """Against the definition, written with numpy."""
+    chance = np.random.default_rng(3)
+    truth = chance.integers(0, 2, 300)
+    given = np.where(chance.random(300) < 0.1, 1 - truth, truth)
+    bad = np.clip(np.where(truth == 1, 0.8, 0.2) + chance.normal(0, 0.15, 300), 0.01, 0.99)
+    probabilities = np.stack([1 - bad, bad], axis=1)
+    names = ["good", "bad"]
+    rows = [
+        {"inputs": {"amount": n}, "label": names[given[n]], "says": dict(zip(names, p.tolist(), strict=True))}
+        for n, p in enumerate(probabilities)
+    ]
+    pour(lake, [*rows, {"inputs": {"amount": -1}, "label": "unheard_of", "says": {"good": 0.9, "bad": 0.1}}])
+    thresholds = np.array([probabilities[given == j, j].mean() for j in (0, 1)])
+    masked = np.where(probabilities >= thresholds, probabilities, -1)
+    expected = {f"p-{n:05d}" for n in range(300) if masked[n].max() > 0 and masked[n].argmax() != given[n]}
+    report = look(lake, contract_of())
+    assert len(expected) > 15
+    assert {row["prediction_id"] for row in lake.rows("from suspected")} == expected
+    assert value(report, "label_errors") == pytest.approx(len(expected) / 301, abs=1e-6)
 
 
-def test_a_slice_that_is_seldom_labeled_shows(desk: Desk, lake: WritableLake) -> None:
-    for n in range(100):
-        desk.send({"text": desk.text(), "channel": "mail"})
-        p = desk.world.prediction(5000 + n)
-        chat = msgspec.structs.replace(p, inputs=msgspec.Raw(encode({"text": desk.text(), "channel": "chat"})))
-        desk.world.send(chat)
-        if n % 4 == 0:
-            o = desk.world.outcome(chat)
-            desk.world.send(o)
-            desk.world.send(desk.world.ground_truth(chat, o))
-    ratios = values(look(desk, lake), "slice_ratio")
-    assert ratios == pytest.approx({"channel=chat": 0.4, "channel=mail": 1.6})
+def test_drift_is_against_the_last_sealed_window(lake: WritableLake, contract_of: Callable[..., Contract]) -> None:
+    def rows(center: float, share: int, words: int) -> list[Row]:
+        return [
+            {
+                "inputs": {
+                    "amount": center + n % 50,
+                    "grade": "A" if n % 10 < share else "B",
+                    "title": f"t{n} " * words,
+                },
+                "label": "good" if n % 10 < share else "bad",
+            }
+            for n in range(200)
+        ]
+
+    contract = contract_of(bounds=[{"metric": "psi", "most": 0.2}])
+    pour(lake, rows(0, 5, 3))
+    assert not any(f.metric == "psi" for f in look(lake, contract).findings), "there is nothing to compare with"
+    seal_by_hand(lake, 200)
+    pour(lake, rows(0, 5, 3), 200)
+    assert look(lake, contract, 200, 400).failed == []
+    pour(lake, rows(20, 9, 30), 400)
+    report = look(lake, contract, 400, 600)
+    assert {f.field for f in report.failed} == {"amount", "grade", "title", "label"}
+    p, q = np.array([180.5, 20.5]) / 201, np.array([100.5, 100.5]) / 201
+    m = (p + q) / 2
+    assert value(report, "psi", "grade") == pytest.approx(((p - q) * np.log(p / q)).sum(), abs=1e-6)
+    js = ((p * np.log2(p / m)).sum() + (q * np.log2(q / m)).sum()) / 2
+    assert value(report, "jensen_shannon", "grade") == pytest.approx(js, abs=1e-6)
 
 
-def seal_all(world: World, lake: WritableLake) -> int:
-    sealer, count = Sealer(lake, world.contracts, world.names), 0
-    while windows := sealer.seal(world.guard(lake)):
-        count += len(windows)
-    return count
+def test_coverage_is_of_all_predictions_of_a_slice(lake: WritableLake, contract_of: Callable[..., Contract]) -> None:
+    rows = [{"inputs": {"grade": "A"}, "label": "good"}] * 8 + [{"inputs": {"grade": "A"}, "label": None}] * 2
+    rows += [{"inputs": {"grade": "B"}, "label": "bad"}] * 1 + [{"inputs": {"grade": "B"}, "label": None}] * 9
+    pour(lake, rows)
+    contract = contract_of(slices=["grade"], bounds=[{"metric": "coverage", "field": "grade", "least": 0.2}])
+    report = look(lake, contract)
+    assert (value(report, "coverage", "grade", "A"), value(report, "coverage", "grade", "B")) == (0.8, 0.1)
+    p, q = np.array([8, 1]) / 9, np.array([0.5, 0.5])
+    m = (p + q) / 2
+    js = ((p * np.log2(p / m)).sum() + (q * np.log2(q / m)).sum()) / 2
+    assert value(report, "representation", "grade") == pytest.approx(js, abs=1e-6)
+    assert [f.part for f in report.failed] == ["B"]
 
 
-def test_no_model_learns_from_quarantined_rows_until_they_are_released(desk: Desk, lake: WritableLake) -> None:
-    world, contract = desk.world, desk.world.contracts[STREAM]
-    desk.good(20)
-    bad = desk.send({"text": "write to jo@mail.example"})
-    desk.good(40)
-    desk.minute += 3 * 1440
-    desk.good(1)
+def test_what_is_in_quarantine_counts_in_no_metric_of_the_window_until_it_is_released(
+    lake: WritableLake, contract_of: Callable[..., Contract]
+) -> None:
+    contract = contract_of(
+        rules=[
+            {"name": "r", "field": "amount", "range": {"least": 0}},
+            {"name": "w", "field": "amount", "range": {"most": 1}, "severity": "warn"},
+        ]
+    )
+    pour(lake, [{"inputs": {"amount": -1}, "label": "bad"}, {"inputs": {"amount": 2}}, {"inputs": {"amount": 1}}])
+    report = look(lake, contract)
+    assert (report.rows, report.kept) == (3, 2), "a rule that only warns holds nothing back"
+    news = unrecorded(lake, report)
+    assert news["quarantine"].column("prediction_id").to_pylist() == ["p-00000"]
+    lake.append(news)
+    assert unrecorded(lake, look(lake, contract)) == {}, "nothing is said twice"
+    for offset, (state, kept) in enumerate([("rejected", 2), ("released", 3), ("rejected", 2)]):
+        decided = news["quarantine"].to_pylist()[0] | {"state": state, "offset": offset}
+        lake.append({"quarantine": pa.Table.from_pylist([decided], TABLES["quarantine"])})
+        assert lake.rows("select state from quarantined") == [{"state": state}]
+        assert look(lake, contract).kept == kept
+
+
+def with_quality(world: World, **quality: Any) -> None:
+    path = Path(world.config.contracts) / "tickets.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "quality": quality}))
+    world.contracts["tickets"] = load_contract(path)
+
+
+def seal_all(world: World, lake: WritableLake) -> list[int]:
+    """Window numbers, as a sink seals them: it looks again after nothing was sealed."""
+    sealer, found = Sealer(lake, world.contracts, world.names), []
+    for _ in range(20):
+        found += [w["window"] for w in sealer.seal(world.guard(lake))]
+    return found
+
+
+def test_the_snapshot_that_a_window_is_sealed_at_shows_what_is_in_quarantine(
+    config: Config, world: World, lake: WritableLake
+) -> None:
+    for n in range(120):
+        p = world.prediction(n, text="Mail me: jo@mail.example" if n % 40 == 7 else f"It is down {n}")
+        for event in (p, o := world.outcome(p), world.ground_truth(p, o)):
+            world.send(event)
+    world.let_time_pass()
     world.pour(lake)
-    assert seal_all(world, lake) == 1
-    windows = sealed_windows(lake, STREAM)
-    assert (windows[0].window, len(rows_of(lake, contract, windows, {bad}))) == (1, 49)
-    held = lake.rows("select prediction_id, rule, state from quarantined")
-    assert held == [{"prediction_id": bad, "rule": "no_personal_data", "state": "quarantined"}]
-    measured = lake.rows("select value from quality where measure = 'quarantined'")
-    assert measured == [{"value": pytest.approx(1 / 50)}]
-
-    def learned() -> bool:
-        selection = select(lake, contract, windows, 1, unfit(lake, STREAM))
-        return bad in {row.prediction_id for row in [*selection.learn, *selection.calibrate]}
-
-    assert not learned()
-    decision = {"stream": STREAM, "prediction_id": bad, "state": "released", "by": "ann", "note": "", "offset": 7}
-    lake.append({"decisions": pa.Table.from_pylist([decision], TABLES["decisions"])})
-    assert lake.rows('select state, "by" from quarantined') == [{"state": "released", "by": "ann"}]
-    assert learned()
-    lake.append(
-        {"decisions": pa.Table.from_pylist([{**decision, "state": "rejected", "offset": 8}], TABLES["decisions"])}
-    )
-    assert not learned()
+    with_quality(world, rules=[{"name": "pii", "field": "text", "pii": "forbid"}], canaries={})
+    assert seal_all(world, lake) == [1, 2]
+    for window in lake.rows('from windows order by "window"'):
+        with open_lake(config, at_snapshot=window["snapshot_id"]) as pinned:
+            held = pinned.rows(
+                'select prediction_id from quarantined where "window" = ? order by all', [window["window"]]
+            )
+        assert [row["prediction_id"] for row in held] == {1: ["p-000007", "p-000047"], 2: ["p-000087"]}[
+            window["window"]
+        ]
+    recalls = lake.rows("select value, verdict from quality where metric = 'canary_recall'")
+    assert recalls == [{"value": 1.0, "verdict": "ok"}] * 2
 
 
-@pytest.mark.parametrize(
-    ("bounds", "reason"),
-    [
-        ("{quarantined: 0.01}", "quarantined 0.020, most 0.01"),
-        ("{largest_label: 0.9}", "largest_label 1.000, most 0.9"),
-        ("{slice_ratio: 0.99}", None),
-        ("{canary_recall: 0.9}", None),
-    ],
-)
-def test_a_window_beyond_a_bound_is_not_sealed(
-    config: Config, lake: WritableLake, bounds: str, reason: str | None
+def test_a_window_beyond_a_bound_waits_until_the_bound_is_another(
+    world: World, full_lake: Callable[[int], WritableLake]
 ) -> None:
-    contract_with(config, bounds)
-    desk = Desk(World(config))
-    desk.send({"text": "write to jo@mail.example", "channel": "mail"})
-    desk.good(60)
-    desk.minute += 3 * 1440
-    desk.good(1)
-    desk.world.pour(lake)
-    assert seal_all(desk.world, lake) == (0 if reason else 1)
-    if reason:
-        contract = desk.world.contracts[STREAM]
-        waiting = next_window(lake, desk.world.contracts, desk.world.names, STREAM, watermark_of(lake, contract))
-        assert waiting.waits_for == f"quality: {reason} (the contract's quality.bounds)"
-        assert lake.rows("select count(*) as n from quarantine") == [{"n": 0}]
-
-
-@pytest.mark.parametrize(
-    ("rule", "problem"),
-    [
-        ("{name: a, field: text, length: [1, 2], matches: x}", "exactly one condition"),
-        ("{name: a, field: text}", "exactly one condition"),
-        ("{name: a, field: nothing, length: [1, 2]}", "must be one of text, channel, amount, values.urgency"),
-        ("{name: a, field: text, range: [1, 2]}", "range is for numbers"),
-        ("{name: a, field: amount, one_of: [x]}", "one_of is for texts"),
-        ("{name: a, field: text, length: [3, 2]}", "3 is above 2"),
-        ("{name: a, field: text, matches: '['}", "not a regular expression"),
-        ("{name: a, field: text, matches: '(?=x)x'}", "look-around"),
-        ("{name: a, check: 'amount + 1'}", "write a condition"),
-        ("{name: a, check: 'nothing > 1'}", "check: "),
-        ("{name: a, field: text, check: 'amount > 1'}", "leave field out"),
-        ("{name: a, field: text, free_of: [names]}", "free_of"),
-    ],
-)
-def test_a_rule_that_makes_no_sense_is_refused(config: Config, rule: str, problem: str) -> None:
-    path = Path(config.contracts) / "tickets.yaml"
-    text = CONTRACT.replace("{BOUNDS}", "{}")
-    path.write_text(text[: text.index("  rules:")] + f"  rules: [{rule}]\n")
-    with pytest.raises(ContractError) as refused:
-        load_contract(path)
-    assert problem in str(refused.value)
-
-
-@pytest.mark.parametrize(
-    ("bounds", "problem"),
-    [
-        ("{conflicts: 1.5}", "is a share"),
-        ("{label_drift: -1}", "must not be negative"),
-        ("{label_drift: 1.5}", None),
-        ("{suspect: 0.1}", "unknown field"),
-    ],
-)
-def test_bounds_are_checked(config: Config, bounds: str, problem: str | None) -> None:
-    if problem is None:
-        contract_with(config, bounds)
-    else:
-        with pytest.raises(ContractError, match=problem):
-            contract_with(config, bounds)
+    lake = full_lake(70)
+    with_quality(
+        world,
+        rules=[{"name": "high", "field": "values.urgency", "categories": ["low"], "severity": "warn"}],
+        bounds=[{"metric": "violations", "field": "high", "most": 0.1}],
+    )
+    assert seal_all(world, lake) == []
+    candidate = next_window(
+        lake, world.contracts, world.names, "tickets", watermark_of(lake, world.contracts["tickets"])
+    )
+    assert candidate.waits_for.startswith("quality: violations high is 0.")
+    said = lake.rows("select verdict from quality where metric = 'violations'")
+    assert said == [{"verdict": "failed"}], "said once, however often it is looked at"
+    with_quality(world, bounds=[{"metric": "violations", "most": 0.1}])
+    assert seal_all(world, lake) == [1]

@@ -1,94 +1,95 @@
-"""A decision about a quarantined row goes through Kafka into the lake; a window's report shows what was measured."""
+"""Decisions about rows in quarantine: made while a sink holds the lake, written by it once, and never overwritten."""
 
-import os
-import subprocess
-import sys
-from datetime import UTC, datetime
+from __future__ import annotations
+
+import json
+import threading
+import time
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
-import pytest
+import yaml
+from typer.testing import CliRunner, Result
 
+from accrual.cli import app
 from accrual.config import Config
-from accrual.errors import NotFound
-from accrual.lake import open_lake_for_writing
-from accrual.lake_tables import TABLES
-from consumers.quality_report import window_report
-from consumers.windows import Sealer
+from accrual.contract import load_contract
+from accrual.lake import open_lake, open_lake_for_writing
+from consumers import sink
+from consumers.progress import Progress
 from tests.consumers.conftest import STREAM, World
-from tests.consumers.test_quality import Desk, contract_with
-from tests.consumers.test_sink import ask, running, wait_for_rows
+
+QUALITY = {
+    "rules": [
+        {"name": "pii", "field": "text", "pii": "forbid"},
+        {"name": "short", "field": "text", "length": {"most": 30}},
+    ],
+    "bounds": [{"metric": "violations", "field": "pii", "most": 0.02}],
+}
 
 
-def accrual(config: Config, *arguments: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, **config.environment(), "COLUMNS": "200"}
-    command = [sys.executable, "-c", "from accrual.cli import main; main()", "quarantine", *arguments]
-    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+def quarantine(config: Config, *arguments: str) -> Result:
+    return CliRunner().invoke(app, ["quarantine", *arguments], env=config.environment() | {"COLUMNS": "200"})
 
 
-def test_decisions_reach_the_lake_while_the_sink_runs(kafka_world: World) -> None:
-    config = kafka_world.config
-    rows = [
-        {
-            "stream": STREAM,
-            "window": 1,
-            "prediction_id": f"p-{n}",
-            "revision": 1,
-            "rule": "text_length" if n < 2 else "known_channel",
-            "detail": "text breaks the rule",
-            "at": datetime.now(UTC),
-        }
-        for n in range(3)
-    ]
-    with open_lake_for_writing(config) as lake:
-        lake.append({"quarantine": pa.Table.from_pylist(rows, TABLES["quarantine"])})
-    listed = accrual(config, "list", "--rule", "text_length", "--format", "csv")
-    assert listed.returncode == 0, listed.stderr
-    assert listed.stdout.count("quarantined") == 2
-    dry = accrual(config, "release", "--rule", "text_length", "--dry-run")
-    assert "2 would be released; nothing was decided" in dry.stdout
-    assert accrual(config, "release").returncode == 2  # of everything, by mistake
-    done = accrual(config, "release", "--rule", "text_length", "--by", "ann", "--note", "looked at")
-    assert "2 released" in done.stdout, done.stderr
-    assert accrual(config, "reject", "--prediction-id", "p-1").returncode == 0
-    with running(kafka_world):
-        wait_for_rows(config, {"decisions": 3})
-    states = ask(config, 'select prediction_id, state, "by", note from quarantined order by prediction_id')
-    assert [(row["prediction_id"], row["state"]) for row in states] == [
-        ("p-0", "released"),
-        ("p-1", "rejected"),
-        ("p-2", "quarantined"),
-    ]
-    assert (states[0]["by"], states[0]["note"]) == ("ann", "looked at")
-    shown = accrual(config, "show", "p-0")
-    assert "released" in shown.stdout
-    unknown = accrual(config, "show", "nobody")
-    assert unknown.returncode == 1
-    assert "Traceback" not in unknown.stderr
-    again = accrual(config, "release", "--prediction-id", "p-0")
-    assert again.returncode == 1
-    assert "not released yet" in again.stderr
+def listed(config: Config, *arguments: str) -> dict[tuple[str, str], str]:
+    done = quarantine(config, "list", "--format", "json", *arguments)
+    assert done.exit_code == 0, done.output
+    return {(row["prediction_id"], row["rule"]): row["state"] for row in json.loads(done.stdout)}
 
 
-def test_the_report_of_a_window(config: Config, tmp_path: Path) -> None:
-    contract_with(config, "{canary_recall: 0.9}")
-    desk = Desk(World(config))
-    desk.send({"text": "write to jo@mail.example", "channel": "<b>mail</b>"})
-    desk.good(60)
-    desk.minute += 3 * 1440
-    desk.good(1)
-    with open_lake_for_writing(config) as lake:
-        desk.world.pour(lake)
-        Sealer(lake, desk.world.contracts, desk.world.names).seal(desk.world.guard(lake))
-        page = window_report(lake, STREAM, 1)
-        with pytest.raises(NotFound, match="no sealed window 2"):
-            window_report(lake, STREAM, 2)
-    for said in ("Window 1 of tickets", "no_personal_data", "canary recall", "<svg", "quarantined"):
-        assert said in page
-    assert "<b>mail" not in page
-    assert "http" not in page.replace("http-equiv", "")
-    env = {**os.environ, **config.environment()}
-    file = tmp_path / "window.html"
-    command = [sys.executable, "-m", "consumers", "windows", "--stream", STREAM, "--report", "1", "--to", str(file)]
-    subprocess.run(command, env=env, check=True, capture_output=True)
-    assert file.read_text() == page
+def rows(config: Config, sql: str) -> list[dict[str, Any]]:
+    with open_lake(config) as lake:
+        return lake.rows(sql)
+
+
+def until(condition: Any, what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.2)
+
+
+def test_a_person_decides_while_the_sink_runs_and_the_window_is_sealed(kafka_world: World) -> None:
+    world = kafka_world
+    path = Path(world.config.contracts) / f"{STREAM}.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "quality": QUALITY}))
+    world.contracts[STREAM] = load_contract(path)
+    texts = {7: "jo@mail.example", 8: "me@mail.example", 9: "This is a much longer text than is allowed"}
+    for n in range(60):
+        p = world.prediction(n, text=texts.get(n, f"It is down {n}"))
+        o = world.outcome(p)
+        for event in (p, o, world.ground_truth(p, o)):
+            world.send(event)
+    world.let_time_pass(days=timedelta(days=3) / timedelta(days=1))
+    world.publish()
+    with open_lake_for_writing(world.config):
+        pass  # so that there is one to read
+    stop = threading.Event()
+    thread = threading.Thread(target=sink.run, args=(world.config, world.contracts, stop, Progress()))
+    thread.start()
+    try:
+        held = {("p-000007", "pii"), ("p-000008", "pii"), ("p-000009", "short")}
+        until(lambda: listed(world.config) == dict.fromkeys(held, "quarantined"), "nothing came into quarantine")
+        assert rows(world.config, "from windows") == []
+
+        would = quarantine(world.config, "reject", "--rule", "pii", "--dry-run")
+        assert "2 entries would be rejected" in would.stdout
+        assert quarantine(world.config, "reject", "nobody", "--yes").exit_code == 1
+        assert quarantine(world.config, "reject", "--yes").exit_code == 2, "everything is not chosen by accident"
+        done = quarantine(world.config, "reject", "--rule", "pii", "--window", "1", "--note", "private", "--yes")
+        assert done.exit_code == 0, done.output
+        until(lambda: rows(world.config, "from windows") != [], "the window was not sealed")
+    finally:
+        stop.set()
+        thread.join(30)
+    assert listed(world.config, "--rule", "pii", "--state", "rejected").keys() == {
+        ("p-000007", "pii"),
+        ("p-000008", "pii"),
+    }
+    [window] = rows(world.config, "from windows")
+    assert (window["rows"], window["labeled"], window["trainable"]) == (50, 50, 47)
+    shown = quarantine(world.config, "show", "p-000007").stdout
+    assert "pii: quarantined by check" in shown and "pii: rejected by" in shown and "private" in shown
+    assert len(rows(world.config, "from quarantine")) == 5, "each was written once"

@@ -12,7 +12,7 @@ from accrual.contract import load_contract
 from accrual.events import encode
 from accrual.kafka import TopicNames
 from accrual.lake_tables import TABLES
-from accrual.ledger import Evaluation, Generation, Run
+from accrual.ledger import Decision, Evaluation, Generation, Run
 from consumers.rows import arrow_tables, readers
 from tests.consumers.conftest import CONTRACT, STREAM, Record, World
 
@@ -74,7 +74,19 @@ def test_each_kind_of_record_becomes_a_row_of_its_table(world: World) -> None:
         at=AT,
     )
     world.send_raw(world.names.models, encode(generation), STREAM.encode())
-    for entry in (run, evaluation):
+    decision = Decision(
+        stream=STREAM,
+        window=1,
+        prediction_id="p",
+        revision=1,
+        rule="r",
+        detail="",
+        state="released",
+        by="me",
+        note="",
+        at=AT,
+    )
+    for entry in (run, evaluation, decision):
         world.send_raw(world.names.training, encode(entry), None)
     by_topic = readers(world.names, world.contracts)
     tables, skipped = arrow_tables(world.records, by_topic)  # type: ignore[arg-type]
@@ -86,6 +98,7 @@ def test_each_kind_of_record_becomes_a_row_of_its_table(world: World) -> None:
         "generations": 1,
         "runs": 1,
         "evaluations": 1,
+        "quarantine": 1,
     }
     assert all(table.schema == TABLES[name] for name, table in tables.items())
     assert [(s.reason, s.own) for s in skipped] == [("not_json", False)]

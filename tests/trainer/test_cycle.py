@@ -177,10 +177,10 @@ def test_a_trainer_that_fell_behind_learns_from_the_newest_rows_and_a_sample_of_
     )
     with open_lake(world.config) as lake:
         windows = sealed_windows(lake, STREAM)
-        chosen = select(lake, few, windows, 1, ())
-        again = select(lake, few, windows, 1, ())
-        other = select(lake, few, windows, 2, ())
-        newest = [row.prediction_id for row in rows_of(lake, few, windows, ())][-80:]
+        chosen = select(lake, few, windows, seed=1)
+        again = select(lake, few, windows, seed=1)
+        other = select(lake, few, windows, seed=2)
+        newest = [row.prediction_id for row in rows_of(lake, few, windows)][-80:]
     ids = [row.prediction_id for row in (*chosen.learn, *chosen.calibrate)]
     assert len(ids) == len(set(ids)) == 160
     assert (chosen.new, chosen.replayed) == (80, 80)
