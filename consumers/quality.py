@@ -141,6 +141,7 @@ def unrecorded(lake: Lake, report: Report) -> dict[str, pa.Table]:
         "by": "check",
         "note": "",
         "at": at,
+        "offset": -1,
     }
     held = [
         {**row, **entry}

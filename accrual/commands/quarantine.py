@@ -73,9 +73,7 @@ def list_(
 def show(prediction_id: Annotated[str, typer.Argument(help="Id of a prediction.", show_default=False)]) -> None:
     """Show one prediction: the row as it is now, the rules it breaks, and every decision about it."""
     with _open(load_config()) as lake:
-        entries = lake.rows(
-            'from quarantine where prediction_id = ? order by rule, "offset" nulls first', [prediction_id]
-        )
+        entries = lake.rows('from quarantine where prediction_id = ? order by rule, "offset"', [prediction_id])
         rows = lake.rows(
             'select stream, model, predicted_at, inputs, output, label, "values" from ground_truth'
             " where prediction_id = ? and stream in (select stream from quarantine where prediction_id = ?)",

@@ -199,12 +199,12 @@ def test_what_is_in_quarantine_is_learned_from_only_once_it_is_released(world: W
         "p-5": ["quarantined", "rejected", "released"],
     }
     rows = [
-        entry | {"prediction_id": prediction_id, "state": state, "offset": n or None}
+        entry | {"prediction_id": prediction_id, "state": state, "offset": n - 1}
         for prediction_id, states in decided.items()
         for n, state in enumerate(states)
     ]
     rows.append(entry | {"prediction_id": "p-5", "rule": "other", "state": "released", "offset": 9})
-    rows.append(entry | {"prediction_id": "p-6", "stream": "another", "state": "quarantined", "offset": None})
+    rows.append(entry | {"prediction_id": "p-6", "stream": "another", "state": "quarantined", "offset": -1})
     with open_lake_for_writing(world.config) as lake:
         lake.append({"quarantine": pa.Table.from_pylist(rows, TABLES["quarantine"])})
         chosen = select(lake, world.contracts[STREAM], sealed_windows(lake, STREAM), seed=1)
