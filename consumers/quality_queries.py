@@ -87,7 +87,8 @@ def binned(contract: Contract, many_valued: set[str]) -> str:
 
     Numbers fall into the tenths of the last window; a text that is `many_valued`, by its length, into tenths of those.
     """
-    edges, parts = [], [("label", "label")]
+    edges: list[str] = []
+    parts = [("label", "label")]
     for name, kind in contract.input_types.items():
         column = column_of(name)
         value = f"length({column})" if name in many_valued else column
