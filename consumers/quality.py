@@ -3,7 +3,7 @@
     checked  = the window's rows, typed by the contract
     broken   = what rules find in them
     kept     = checked without rows that are in quarantine: now broken, or rejected before; released ones stay
-    metrics  = balance, drift, duplicates, conflicts, errors of labels in `kept`; coverage of slices in `checked`
+    metrics  = balance, drift, duplicates, conflicts, errors of labels in `kept`; coverage of slices in all predictions
     canaries = rows made to break the rules: the recall of each rule
     verdicts = the metrics by the contract's bounds
 
@@ -99,6 +99,8 @@ def inspect(lake: Lake, contract: Contract, window: int, since: datetime, until:
         {"metric": "violations", "field": name, "part": "", "value": undecided[name] / rows} for name in rules if rows
     ]
     measured += _labels_and_duplicates(lake, quality) + _drift(lake, contract, window) + _recall(lake, contract)
+    if quality.slices:
+        lake.rows(queries.everyone(contract), [since, until])
     for name in quality.slices:
         measured += lake.rows(queries.slice_metrics(name))
     return Report(
@@ -141,6 +143,7 @@ def unrecorded(lake: Lake, report: Report) -> dict[str, pa.Table]:
         "by": "check",
         "note": "",
         "at": at,
+        "offset": -1,
     }
     held = [
         {**row, **entry}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from accrual.contract import Contract
 from consumers.expression_sql import quoted
 from consumers.rule_sql import column_of
+from consumers.typed_views import typed_view
 
 # A text with more values than this is described by its length, not by the values.
 MOST_CATEGORIES = 100
@@ -87,7 +88,8 @@ def binned(contract: Contract, many_valued: set[str]) -> str:
 
     Numbers fall into the tenths of the last window; a text that is `many_valued`, by its length, into tenths of those.
     """
-    edges, parts = [], [("label", "label")]
+    edges: list[str] = []
+    parts = [("label", "label")]
     for name, kind in contract.input_types.items():
         column = column_of(name)
         value = f"length({column})" if name in many_valued else column
@@ -119,12 +121,23 @@ def many_valued(contract: Contract) -> str:
     return f"select field from ({counted or 'select null as field, 0 as n'}) where n > {MOST_CATEGORIES}"
 
 
+def everyone(contract: Contract) -> str:
+    """Statement that makes `everyone`: all predictions of the window, pending ones too, with the label of the labeled."""
+    source = '(select *, null::varchar as "values" from lake.predictions)'
+    return f"""
+        create or replace temp table everyone as
+        select p.inputs, c.label from ({typed_view(contract, source)}) p left join checked c using (prediction_id)
+        where p.predicted_at >= ? and p.predicted_at < ?
+        qualify row_number() over (partition by p.prediction_id order by p."offset") = 1
+    """
+
+
 def slice_metrics(name: str) -> str:
     """A query for coverage and representation of one slicing, over all predictions of the window."""
     return f"""
         with slices as (
             select coalesce({column_of(name)}::varchar, 'none') as part, count(*) as n, count(label) as labeled
-            from checked group by all
+            from everyone group by all
         ),
         shares as (
             select labeled / nullif(sum(labeled) over (), 0) as p, n / sum(n) over () as q from slices

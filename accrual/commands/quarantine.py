@@ -9,8 +9,9 @@ from __future__ import annotations
 import getpass
 from collections import Counter
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import msgspec
 import typer
 
 from accrual.commands.rows import Format, print_rows, printable
@@ -19,6 +20,9 @@ from accrual.errors import BrokerUnavailable, NotFound, NotHere
 from accrual.events import encode
 from accrual.kafka import TopicNames, check_topics, producer
 from accrual.ledger import Decision
+
+if TYPE_CHECKING:
+    from accrual.lake import Lake
 
 app = typer.Typer(
     help="Quarantine: rows that break a rule of their contract, and are not trained on until they are released.",
@@ -73,9 +77,7 @@ def list_(
 def show(prediction_id: Annotated[str, typer.Argument(help="Id of a prediction.", show_default=False)]) -> None:
     """Show one prediction: the row as it is now, the rules it breaks, and every decision about it."""
     with _open(load_config()) as lake:
-        entries = lake.rows(
-            'from quarantine where prediction_id = ? order by rule, "offset" nulls first', [prediction_id]
-        )
+        entries = lake.rows('from quarantine where prediction_id = ? order by rule, "offset"', [prediction_id])
         rows = lake.rows(
             'select stream, model, predicted_at, inputs, output, label, "values" from ground_truth'
             " where prediction_id = ? and stream in (select stream from quarantine where prediction_id = ?)",
@@ -153,9 +155,9 @@ def _decide(
         return
     if not yes:
         typer.confirm(f"{_entries(len(chosen))} will be {state}. Go on?", abort=True)
-    fields = {"state": state, "by": getpass.getuser(), "note": note, "at": datetime.now(UTC)}
-    kept = set(Decision.__struct_fields__) - {"v", *fields}
-    _say(config, [Decision(**{name: row[name] for name in kept}, **fields) for row in chosen])
+    said = {"state": state, "by": getpass.getuser(), "note": note, "at": datetime.now(UTC)}
+    names = [name for name in Decision.__struct_fields__ if name != "v"]
+    _say(config, msgspec.convert([{name: (row | said)[name] for name in names} for row in chosen], list[Decision]))
     typer.echo(f"{_entries(len(chosen))} {state}; the lake shows it with the sink's next commit.")
 
 
@@ -184,7 +186,7 @@ def _choose(
         return lake.rows(_CHOSEN, [stream, rule, window, state, ids])
 
 
-def _open(config: Config) -> Any:
+def _open(config: Config) -> Lake:
     try:
         from accrual.lake import open_lake
     except ModuleNotFoundError as exc:

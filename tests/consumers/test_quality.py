@@ -13,11 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from accrual.config import Config
 from accrual.contract import Contract, load_contract
 from accrual.lake import WritableLake, open_lake
 from accrual.lake_tables import TABLES
+from consumers.__main__ import app
 from consumers.quality import Report, inspect, unrecorded
 from consumers.windows import Sealer, next_window, watermark_of
 from tests.consumers.conftest import START, World
@@ -357,7 +359,7 @@ def test_the_snapshot_that_a_window_is_sealed_at_shows_what_is_in_quarantine(
 
 
 def test_a_window_beyond_a_bound_waits_until_the_bound_is_another(
-    world: World, full_lake: Callable[[int], WritableLake]
+    world: World, full_lake: Callable[[int], WritableLake], tmp_path: Path
 ) -> None:
     lake = full_lake(70)
     with_quality(
@@ -372,5 +374,10 @@ def test_a_window_beyond_a_bound_waits_until_the_bound_is_another(
     assert candidate.waits_for.startswith("quality: violations high is 0.")
     said = lake.rows("select verdict from quality where metric = 'violations'")
     assert said == [{"verdict": "failed"}], "said once, however often it is looked at"
+    page, environment = tmp_path / "window.html", world.config.environment()
+    asked = CliRunner().invoke(app, ["windows", "--report", "tickets/1", "--to", str(page)], env=environment)
+    assert asked.exit_code == 0 and "the window is not sealed" in page.read_text(), asked.output
+    none = CliRunner().invoke(app, ["windows", "--report", "tickets/2", "--to", str(page)], env=environment)
+    assert "tickets has no window 2" in str(none.exception)
     with_quality(world, bounds=[{"metric": "violations", "most": 0.1}])
     assert seal_all(world, lake) == [1]

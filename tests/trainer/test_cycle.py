@@ -90,6 +90,7 @@ class World:
                 "to_time": until,
                 "rows": rows,
                 "labeled": rows,
+                "trainable": rows,
                 "coverage": 1.0,
                 "digest": hashlib.sha256(str(microseconds(since)).encode()).hexdigest(),
                 "sealed_at": until,
@@ -187,6 +188,28 @@ def test_a_trainer_that_fell_behind_learns_from_the_newest_rows_and_a_sample_of_
     assert set(newest) <= set(ids)
     assert [row.prediction_id for row in chosen.calibrate] == newest[-len(chosen.calibrate) :]
     assert again.digest == chosen.digest != other.digest
+
+
+def test_what_is_in_quarantine_is_learned_from_only_once_it_is_released(world: World) -> None:
+    world.seal()
+    entry = {"stream": STREAM, "window": 1, "rule": "r", "detail": "", "at": START}
+    decided = {
+        "p-3": ["quarantined"],
+        "p-4": ["quarantined", "rejected"],
+        "p-5": ["quarantined", "rejected", "released"],
+    }
+    rows = [
+        entry | {"prediction_id": prediction_id, "state": state, "offset": n - 1}
+        for prediction_id, states in decided.items()
+        for n, state in enumerate(states)
+    ]
+    rows.append(entry | {"prediction_id": "p-5", "rule": "other", "state": "released", "offset": 9})
+    rows.append(entry | {"prediction_id": "p-6", "stream": "another", "state": "quarantined", "offset": -1})
+    with open_lake_for_writing(world.config) as lake:
+        lake.append({"quarantine": pa.Table.from_pylist(rows, TABLES["quarantine"])})
+        chosen = select(lake, world.contracts[STREAM], sealed_windows(lake, STREAM), seed=1)
+    ids = {row.prediction_id for row in (*chosen.learn, *chosen.calibrate)}
+    assert ids == {f"p-{n}" for n in range(60)} - {"p-3", "p-4"}
 
 
 def test_a_challenger_that_learned_nonsense_is_rejected_and_the_next_may_learn_better(world: World) -> None:
