@@ -38,6 +38,8 @@ from accrual.lake_views import QUESTIONS
 _BUSY_TIMEOUT_MS = 30_000
 # What the engine raises when catalog or data cannot be reached.
 _TRANSIENT = (duckdb.IOException, duckdb.ConnectionException)
+# What PostgreSQL's client says when the server dies. The engine raises it as whatever it was about: a BinderException.
+_CATALOG_GONE = ("server closed the connection", "connection to server", "no connection to the server")
 # How often a transaction is begun anew when another was faster, and the pause before: a random part of a growing one.
 _ATTEMPTS = 8
 _ALL_ROWS = 1_000_000
@@ -510,4 +512,6 @@ def _engine_errors() -> Iterator[None]:
     except _TRANSIENT as exc:
         raise LakeUnavailable(f"the lake cannot be reached: {exc}") from exc
     except duckdb.Error as exc:
+        if any(sign in str(exc) for sign in _CATALOG_GONE):
+            raise LakeUnavailable(f"the lake's catalog went away: {exc}") from exc
         raise LakeError(str(exc)) from exc

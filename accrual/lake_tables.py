@@ -239,8 +239,9 @@ TABLES: dict[str, pa.Schema] = {
     # Which open lake may make moves on a topic-partition: the one that claimed it last.
     "owners": pa.schema([("topic", pa.string()), ("partition", pa.int32()), ("owner", pa.string())]),
 }
-# Kept in the catalog, not in files: a few rows that every commit reads and adds to, and what is known of the files.
-INLINED = ("moves", "owners", "files")
+# Kept in the catalog, not in files: a few rows that every commit reads and adds to, what is known of the files, and
+# what no topic could give again if a file was lost.
+INLINED = ("moves", "owners", "files", "windows", "doubles")
 # A claim rewrites all moves, and whoever adds to them meanwhile conflicts with it: so there is always one to rewrite.
 FIRST_MOVE = {"topic": "", "partition": 0, "first_offset": 0, "next_offset": 0}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -65,6 +65,20 @@ def test_one_that_cannot_be_read_keeps_no_other_from_being_recorded(lake: Writab
     first.write_bytes(bytes(first.stat().st_size))
     assert record(lake, config) == 2
     assert states(lake, config) == ["altered", "ok", "ok"]
+
+
+def test_what_no_topic_can_give_again_is_kept_in_the_catalog(lake: WritableLake, config: Config) -> None:
+    """Found by seed 142 of the sink's chaos suite: a power loss took the file of a sealed window."""
+    now = datetime(2026, 1, 2, 3, 4, 5, 678_901, UTC)
+    window = {"stream": "s", "window": 1, "snapshot_id": 3, "from_time": now, "coverage": 0.1, "digest": "'ü"}
+    double = {"stream": "s", "revision": 2, "predicted_at": now, "inputs": '{"a": "ü\\u0000"}', "day": date(2026, 1, 2)}
+    lake.append(
+        {table: pa.Table.from_pylist([row], TABLES[table]) for table, row in (("windows", window), ("doubles", double))}
+    )
+    assert {file.table for file in data_files(lake)} == {"predictions"}
+    for table, row in (("windows", window), ("doubles", double)):
+        [found] = lake.rows(f"from {table}")
+        assert {name: found[name] for name in row} == row
 
 
 def test_files_that_were_merged_are_forgotten_and_the_new_one_is_recorded(lake: WritableLake, config: Config) -> None:

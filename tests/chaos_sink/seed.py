@@ -125,7 +125,7 @@ def run_seed(number: int, bootstrap: str, folder: Path, postgres: Postgres | Non
                 seed.broken = f"the audit does not balance: {found.differences[:5]}, {found.balances}, {found.outcomes}"
     delete_topics(config)
     seed.seconds = time.monotonic() - started
-    if not seed.failed:
+    if not seed.failed and not seed.ended and not seed.unstopped:
         shutil.rmtree(folder)
         shutil.rmtree(data, ignore_errors=True)
     return seed

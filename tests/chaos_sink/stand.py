@@ -111,7 +111,7 @@ class Postgres:
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         until = time.monotonic() + 10
-        while any(_is_running(process) for process in processes) and time.monotonic() < until:
+        while any(Path(f"/proc/{process}").exists() for process in processes) and time.monotonic() < until:
             time.sleep(0.01)
 
     def start(self) -> None:
@@ -207,14 +207,6 @@ class Stand:
         while not self._watching.wait(0.1):
             for sink in self.sinks:
                 sink.keep_running()
-
-
-def _is_running(process: int) -> bool:
-    """Whether it is there, and no zombie."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def small_disk(folder: Path) -> bool:
