@@ -122,7 +122,7 @@ def many_valued(contract: Contract) -> str:
 
 
 def everyone(contract: Contract) -> str:
-    """Statement that makes `everyone`: all predictions of the window, pending ones too, with the label of the labeled."""
+    """Statement that makes `everyone`: all predictions of the window, pending ones too, with their labels if any."""
     source = '(select *, null::varchar as "values" from lake.predictions)'
     return f"""
         create or replace temp table everyone as

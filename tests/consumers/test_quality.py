@@ -56,7 +56,10 @@ def contract_of(tmp_path: Path) -> Callable[..., Contract]:
 
 
 def pour(lake: WritableLake, rows: list[Row], first_minute: int = 0) -> None:
-    """Rows of ground truth, one a minute: inputs, and `label`, `output` and `values` if they are there."""
+    """Predictions with their ground truth, one a minute: inputs, and `label`, `output` and `values` if they are there.
+
+    Those whose label is "pending" have none yet.
+    """
     made = [
         {
             "stream": STREAM,
@@ -74,7 +77,13 @@ def pour(lake: WritableLake, rows: list[Row], first_minute: int = 0) -> None:
         }
         for n, row in enumerate(rows)
     ]
-    lake.append({"ground_truth_history": pa.Table.from_pylist(made, TABLES["ground_truth_history"])})
+    known = [row for row in made if row["label"] != "pending"]
+    lake.append(
+        {
+            "predictions": pa.Table.from_pylist(made, TABLES["predictions"]),
+            "ground_truth_history": pa.Table.from_pylist(known, TABLES["ground_truth_history"]),
+        }
+    )
 
 
 def seal_by_hand(lake: WritableLake, minutes: int) -> None:
@@ -286,7 +295,8 @@ def test_drift_is_against_the_last_sealed_window(lake: WritableLake, contract_of
 
 def test_coverage_is_of_all_predictions_of_a_slice(lake: WritableLake, contract_of: Callable[..., Contract]) -> None:
     rows = [{"inputs": {"grade": "A"}, "label": "good"}] * 8 + [{"inputs": {"grade": "A"}, "label": None}] * 2
-    rows += [{"inputs": {"grade": "B"}, "label": "bad"}] * 1 + [{"inputs": {"grade": "B"}, "label": None}] * 9
+    rows += [{"inputs": {"grade": "B"}, "label": "bad"}] * 1 + [{"inputs": {"grade": "B"}, "label": None}] * 4
+    rows += [{"inputs": {"grade": "B"}, "label": "pending"}] * 5
     pour(lake, rows)
     contract = contract_of(slices=["grade"], bounds=[{"metric": "coverage", "field": "grade", "least": 0.2}])
     report = look(lake, contract)
