@@ -251,7 +251,7 @@ def _record(table: str, condition: str) -> str:
         if "predicted_at" in columns
         else "null::int"
     )
-    position = '"partition", "offset"' if "offset" in columns else 'null::int as "partition", null::bigint as "offset"'
+    position = '"partition", "offset"' if "partition" in columns else 'null::int as "partition", null::bigint as "offset"'
     return f"""
         insert into lake.erasures by name
         select $erasure as erasure, coalesce(stream, '') as stream, '{table}' as "table", {day} as day,

@@ -191,6 +191,22 @@ def test_history_is_forgotten_and_windows_are_read_without_the_rows(world: World
     assert (touched.window, touched.erased, touched.predictions, touched.generations) == (1, 1, 0, [f"{STREAM}@1"])
 
 
+@pytest.mark.parametrize("config", ["sqlite", "production"], indirect=True)
+def test_what_is_kept_in_the_catalog_goes_too(world: World) -> None:
+    config = world.config
+    subject = subject_of(config, world.contracts[STREAM], "alices-prediction", "prediction_id")
+    with open_lake_for_writing(config) as lake:
+        [row] = lake.rows("from ground_truth_history where prediction_id = 'alices-prediction' and revision = 1")
+        double = row | {"offset": 9_999, "first_offset": row["offset"], "why": "equal"}
+        lake.append({"doubles": pa.Table.from_pylist([double], TABLES["doubles"])})
+        found = erase(lake, config, subject)
+    assert found.rows["doubles"] == 1
+    compact_catalog(config)
+    proof = prove(config, subject, found)
+    assert (proof.traces, proof.mentions) == ([], [])
+    assert books(world).balanced
+
+
 def test_the_record_has_no_data_and_knows_its_subject(world: World) -> None:
     subject = subject_of(world.config, world.contracts[STREAM], ALICE, "inputs.text")
     with open_lake_for_writing(world.config) as lake:
