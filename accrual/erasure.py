@@ -251,7 +251,8 @@ def _record(table: str, condition: str) -> str:
         if "predicted_at" in columns
         else "null::int"
     )
-    position = '"partition", "offset"' if "partition" in columns else 'null::int as "partition", null::bigint as "offset"'
+    none = 'null::int as "partition", null::bigint as "offset"'
+    position = '"partition", "offset"' if "partition" in columns else none
     return f"""
         insert into lake.erasures by name
         select $erasure as erasure, coalesce(stream, '') as stream, '{table}' as "table", {day} as day,
