@@ -112,17 +112,22 @@ def _churn(cluster: Cluster, fault: Fault, rng: random.Random) -> float:
     return time.monotonic()
 
 
+def fill(ballast: Path, step: int) -> None:
+    """Write a file, `step` bytes at a time, until its disk has no room left."""
+    with ballast.open("wb", buffering=0) as file:
+        try:
+            while file.write(bytes(step)):
+                pass
+        except OSError:
+            pass  # full, as it should be
+
+
 def _disk(cluster: Cluster, fault: Fault, rng: random.Random) -> float:
     worker = cluster.worker(fault.lane)
     if not worker.state.is_mount():
         raise NotPossible("a small disk cannot be mounted: that needs root and the right to mount")
     ballast = worker.state / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        try:
-            while file.write(bytes(DISK_BYTES // 64)):
-                pass
-        except OSError:
-            pass  # full, as it should be
+    fill(ballast, DISK_BYTES // 64)
     time.sleep(fault.seconds / 2)
     if rng.random() < 0.7:
         _end(worker, rng)

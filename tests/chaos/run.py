@@ -18,7 +18,7 @@ import statistics
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -162,16 +162,21 @@ def summary(seeds: list[Seed]) -> Table:
         "within 30 s of SIGTERM, or not with exit code 0",
     )
     table.add_section()
-    for kind in (*KINDS, ""):
-        times = sorted(s for seed in seeds for what, s in seed.recoveries if kind in ("", what))
-        if times:
-            p50, p95 = statistics.median(times), times[min(len(times) - 1, int(0.95 * len(times)))]
-            shown = f"p50 {p50:4.1f} s, p95 {p95:4.1f} s, max {times[-1]:4.1f} s"
-            table.add_row(f"recovery: {kind or 'all'}", str(len(times)), shown)
+    add_recoveries(table, KINDS, [recovery for seed in seeds for recovery in seed.recoveries])
     if took := [seed.seconds for seed in seeds if seed.seconds]:
         table.add_section()
         table.add_row("a seed", f"{statistics.median(took):.0f} s", f"at the longest {max(took):.0f} s")
     return table
+
+
+def add_recoveries(table: Table, kinds: Iterable[str], recoveries: Sequence[tuple[str, float]]) -> None:
+    """A row for each kind of fault, and one for all, of how many seconds it took to be over them."""
+    for kind in (*kinds, ""):
+        times = sorted(seconds for what, seconds in recoveries if kind in ("", what))
+        if times:
+            p50, p95 = statistics.median(times), times[min(len(times) - 1, int(0.95 * len(times)))]
+            shown = f"p50 {p50:4.1f} s, p95 {p95:4.1f} s, max {times[-1]:4.1f} s"
+            table.add_row(f"recovery: {kind or 'all'}", str(len(times)), shown)
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from accrual.contract import Contract
 from accrual.lake import open_lake, open_lake_for_writing
 from accrual.lake_verify import DAMAGED, DataFile, data_files, verify
 from consumers.refill import refill
+from tests.chaos.faults import fill
 from tests.chaos_sink.stand import DISK_BYTES, Stand
 
 BEGIN_S, END_S = 2.5, 11.0  # faults begin between these moments of a seed
@@ -137,12 +138,7 @@ def _disk(stand: Stand, fault: Fault, _rng: random.Random) -> None:
     if not stand.data.is_mount():
         raise NotPossibleError("a small disk cannot be mounted: that needs root and the right to mount")
     ballast = stand.data / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        try:
-            while file.write(bytes(DISK_BYTES // 64)):
-                pass
-        except OSError:
-            pass  # full, as it should be
+    fill(ballast, DISK_BYTES // 64)
     time.sleep(fault.seconds + 1.0)
     ballast.unlink()
 

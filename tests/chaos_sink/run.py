@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from tests.chaos.cluster import own_broker
-from tests.chaos.run import JAVA_OPTIONS
+from tests.chaos.run import JAVA_OPTIONS, add_recoveries
 from tests.chaos_sink.faults import KINDS
 from tests.chaos_sink.seed import Seed, run_seed
 from tests.chaos_sink.stand import S3_KEYS, ObjectStore, Postgres
@@ -89,12 +89,7 @@ def summary(seeds: list[Seed]) -> Table:
     table.add_row("sinks that ended", str(sum(seed.ended for seed in seeds)), "by themselves, and were started again")
     table.add_row("sinks not stopped", str(sum(seed.unstopped for seed in seeds)), "by SIGTERM within 30 s")
     table.add_section()
-    for kind in (*KINDS, ""):
-        times = sorted(s for seed in seeds for what, s in seed.recoveries if kind in ("", what))
-        if times:
-            p50, p95 = statistics.median(times), times[min(len(times) - 1, int(0.95 * len(times)))]
-            shown = f"p50 {p50:4.1f} s, p95 {p95:4.1f} s, max {times[-1]:4.1f} s"
-            table.add_row(f"recovery: {kind or 'all'}", str(len(times)), shown)
+    add_recoveries(table, KINDS, [recovery for seed in seeds for recovery in seed.recoveries])
     table.add_section()
     took = [seed.seconds for seed in seeds]
     table.add_row("a seed", f"{statistics.median(took):.0f} s", f"at the longest {max(took):.0f} s")
