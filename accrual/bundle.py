@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 import msgspec
 from cryptography.exceptions import InvalidSignature
@@ -41,6 +42,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     `parent` and `parent_digest` name the champion it was trained to replace (None for generation 0). `windows` are all
     whose rows it has seen, read at lake snapshot `snapshot_id`; `rows_digest` is over the rows' ids and labels.
+    `start`: whether it went on from the base or from its parent's adapter and head.
     `base_digest` is None for a constant model, which needs no base. `files` maps relative names to SHA-256.
     """
 
@@ -58,6 +60,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     seed: int
     base: str
     base_digest: str | None
+    start: Literal["base", "champion"] = "base"
     made_with: dict[str, str]
     files: dict[str, str] = {}
 

@@ -14,16 +14,20 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 import msgspec
+from safetensors import SafetensorError
 
 from accrual.bundle import Manifest
 from accrual.config import Config
-from accrual.contract import Contract
+from accrual.contract import Contract, Training
 from accrual.encoder import Encoder, base_folder
+from accrual.errors import BundleError, ConfigError, StoreUnavailable, TrainingFailed
 from accrual.lake import open_lake
 from accrual.ledger import Generation, Run
 from accrual.predictor import Predictor
@@ -31,7 +35,7 @@ from accrual.scores import indices_of
 from accrual.signing import load_or_make_signing_key
 from trainer.calibrate import calibrate
 from trainer.evaluate import Scored, ece_of, score
-from trainer.finetune import TrainingFailed, fine_tune
+from trainer.finetune import Start, fine_tune
 from trainer.freeze import find_frozen, freeze, freeze_generation_0, made_with
 from trainer.gate import judge
 from trainer.publish import Ledger
@@ -125,7 +129,7 @@ class Trainer:
         if digest is None:
             try:
                 digest = self._fine_tune(contract, champion, selection, manifest)
-            except TrainingFailed as exc:
+            except (TrainingFailed, BundleError, ConfigError) as exc:
                 failure = str(exc)
         run = Run(
             run_id=run_id,
@@ -148,13 +152,41 @@ class Trainer:
 
     def _fine_tune(self, contract: Contract, champion: Generation, selection: Selection, manifest: Manifest) -> str:
         """Train on the earlier rows, calibrate on the latest, freeze; returns the bundle's digest."""
-        encoder = Encoder.load(base_folder(manifest.base), contract.training.max_tokens)
-        texts, labels = [row.text for row in selection.learn], [row.label for row in selection.learn]
-        classes = self._predictor(champion.bundle).classes
-        tuned = fine_tune(encoder, texts, labels, classes, contract.training, manifest.seed)
+        training, theirs = contract.training, self._predictor(champion.bundle)
+        encoder = Encoder.load(base_folder(manifest.base), training.max_tokens, quantize=training.quantize)
+        since = len(selection.learn) - selection.replayed  # what is replayed comes last, and is the oldest
+        rows = [*selection.learn[since:], *selection.learn[:since]]
+        tuned = fine_tune(
+            encoder,
+            [row.text for row in rows],
+            [row.label for row in rows],
+            theirs.classes,
+            training,
+            manifest.seed,
+            start=self._start(training, theirs, manifest),
+            checkpoint=self._checkpoints(contract.stream) / f"{manifest.run_id}.safetensors",
+        )
+        manifest = msgspec.structs.replace(
+            manifest, start=tuned.start, made_with=manifest.made_with | {"precision": tuned.precision}
+        )
         logits = tuned.logits([row.text for row in selection.calibrate])
         calibrator = calibrate(logits, indices_of([row.label for row in selection.calibrate], tuned.classes))
-        return freeze(self._store, self._key, contract, manifest, tuned, calibrator)
+        try:
+            digest = freeze(self._store, self._key, contract, manifest, tuned, calibrator)
+        except (OSError, SafetensorError) as exc:
+            raise StoreUnavailable(f"model store {self._store}: {exc}") from exc
+        shutil.rmtree(self._checkpoints(contract.stream), ignore_errors=True)
+        return digest
+
+    def _checkpoints(self, stream: str) -> Path:
+        return self._config.state_dir / "checkpoints" / stream
+
+    def _start(self, training: Training, champion: Predictor, manifest: Manifest) -> Start | None:
+        """What a warm start goes on from; None where the contract wants none, or generation 0 has nothing to give."""
+        adapter = self._store / (manifest.parent_digest or "") / "adapter"
+        if training.start == "base" or champion.weight is None or not adapter.is_dir():
+            return None
+        return Start(adapter, champion.weight, champion.bias)
 
     def _judge(
         self, contract: Contract, champion: Generation, challenger: Run, windows: Sequence[Window], now: Window
