@@ -120,11 +120,13 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `maturity`: the share of the labels to come that must be there before a window is sealed, by the measured delays;
     1 waits for the horizon.
+    `held_out`: the share of all rows that no generation learns from, so that all can be compared on them.
     """
 
     template: str
     window_rows: int = 1000
     maturity: float = 1.0
+    held_out: float = 0.05
     max_rows: int = 100_000
     base_model: str | None = None
     replay: float = 0.5
@@ -398,6 +400,7 @@ def _inconsistencies(contract: Contract) -> list[tuple[str, str]]:
     bounds: list[tuple[str, bool, str]] = [
         ("training.window_rows", training.window_rows >= 10, "must be at least 10"),
         ("training.maturity", 0.5 <= training.maturity <= 1, "is a share of the labels to come: 0.5 to 1"),
+        ("training.held_out", 0 <= training.held_out <= 0.5, "is a share of the rows: 0 to 0.5"),
         ("training.max_rows", training.max_rows >= 10, "must be at least 10"),
         ("training.replay", 0 <= training.replay <= 10, "is a share of the new rows: 0 to 10"),
         ("training.epochs", training.epochs >= 1, "must be at least 1"),

@@ -92,6 +92,10 @@ class Predictor:
             for row in table
         ]
 
+    def vectors(self, texts: Sequence[str]) -> NDArray[np.float32] | None:
+        """The encoder's vectors, [texts, dimensions], each of length one; None for a constant model."""
+        return None if self._encoder is None else self._encoder.embed(texts)
+
     def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """[texts, classes], as computed; each row sums to 1."""
         if self._encoder is None or self.weight is None:

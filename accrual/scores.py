@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,6 +20,14 @@ Indices = NDArray[np.integer[Any]]
 OUTSIDE = -1
 BINS = 15
 SMALLEST = 1e-6  # log-loss of a probability of 0 is infinite; one wrong row would hide all others
+
+
+class ReliabilityBin(msgspec.Struct, frozen=True):
+    """Rows that were given about the same probability: its mean, and how often it happened."""
+
+    said: float
+    happened: float
+    rows: int
 
 
 def indices_of(labels: Sequence[str], classes: Sequence[str]) -> NDArray[np.int64]:
@@ -72,14 +81,28 @@ def ece(probabilities: Floats, truth: Indices) -> float:
     With more than two classes: of the likeliest class, its probability against how often it is right. With two: of the
     second class, the one that a two-class contract names as the event, its probability against how often it happens.
     """
+    said, happened, bins = _binned(probabilities, truth)
+    gaps = np.bincount(bins, weights=said - happened, minlength=BINS)
+    return float(np.abs(gaps).sum() / len(said))
+
+
+def reliability(probabilities: Floats, truth: Indices) -> list[ReliabilityBin]:
+    """The reliability curve (Murphy and Winkler 1977): the bins of `ece` that hold rows."""
+    said, happened, bins = _binned(probabilities, truth)
+    return [
+        ReliabilityBin(float(said[bins == k].mean()), float(happened[bins == k].mean()), int((bins == k).sum()))
+        for k in np.unique(bins)
+    ]
+
+
+def _binned(probabilities: Floats, truth: Indices) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.int64]]:
+    """Each row's probability, whether it happened, and its bin, as `ece` says."""
     p = np.asarray(probabilities, dtype=np.float64)
     if p.shape[1] == 2:
         said, happened = p[:, 1], truth == 1
     else:
         said, happened = p.max(axis=1), np.argmax(p, axis=1) == truth
-    bins = np.minimum((said * BINS).astype(np.int64), BINS - 1)
-    gaps = np.bincount(bins, weights=said - happened, minlength=BINS)
-    return float(np.abs(gaps).sum() / len(p))
+    return said, happened, np.minimum((said * BINS).astype(np.int64), BINS - 1)
 
 
 def _of_truth(probabilities: NDArray[np.float64], truth: Indices) -> NDArray[np.float64]:

@@ -15,6 +15,7 @@ import msgspec
 
 from accrual.contract import Contract
 from accrual.lake import Lake
+from trainer.held_out import HELD_OUT, held_out_below
 
 KEPT_BACK = 0.12  # of the new rows, the latest: later than what is trained on, earlier than what judges
 
@@ -72,12 +73,29 @@ def rows_of(lake: Lake, contract: Contract, windows: Sequence[Window]) -> list[R
     )
 
 
-def select(lake: Lake, contract: Contract, new: Sequence[Window], seed: int) -> Selection:
-    """Choose the newest `training.max_rows` of the new windows and, `training.replay` times as many, rows before them.
+def held_out_rows(lake: Lake, contract: Contract, window: Window) -> list[Row]:
+    """The rows of a window that no generation learns from. `lake` is pinned to the window's snapshot."""
+    return _rows(
+        contract,
+        lake,
+        f"{HELD_OUT} and predicted_at >= ? and predicted_at < ? order by predicted_at, prediction_id",
+        [held_out_below(contract.training.held_out), window.from_time, window.to_time],
+    )
 
-    `lake` is pinned to the last new window's snapshot.
+
+def select(lake: Lake, contract: Contract, new: Sequence[Window], seed: int) -> Selection:
+    """Choose, of the rows that are not held out, the newest and older ones.
+
+    The newest `training.max_rows` of the new windows and, `training.replay` times as many, rows before them. `lake` is
+    pinned to the last new window's snapshot.
     """
-    fresh = rows_of(lake, contract, new)[-contract.training.max_rows :]
+    learnable, below = f"not ({HELD_OUT}) and", held_out_below(contract.training.held_out)
+    fresh = _rows(
+        contract,
+        lake,
+        f"{learnable} predicted_at >= ? and predicted_at < ? order by predicted_at, prediction_id",
+        [below, new[0].from_time, new[-1].to_time],
+    )[-contract.training.max_rows :]
     kept_back = int(len(fresh) * KEPT_BACK)
     learn, calibrate = fresh[: len(fresh) - kept_back], fresh[len(fresh) - kept_back :]
     # An order that only id and seed decide: a sample that any engine draws again.
@@ -85,8 +103,8 @@ def select(lake: Lake, contract: Contract, new: Sequence[Window], seed: int) -> 
     drawn = _rows(
         contract,
         lake,
-        "predicted_at < ? order by md5(prediction_id || ?), prediction_id limit ?",
-        [new[-1].to_time, f":{seed}", wanted + len(fresh)],
+        f"{learnable} predicted_at < ? order by md5(prediction_id || ?), prediction_id limit ?",
+        [below, new[-1].to_time, f":{seed}", wanted + len(fresh)],
     )
     older = [row for row in drawn if row.prediction_id not in ids][:wanted]
     listed = "\n".join(f"{row.prediction_id}|{row.label}" for row in [*learn, *older, *calibrate])

@@ -27,7 +27,7 @@ from accrual.predictor import Predictor
 from trainer import cycle
 from trainer.cycle import Trainer
 from trainer.publish import Ledger
-from trainer.select import rows_of, sealed_windows, select
+from trainer.select import held_out_rows, rows_of, sealed_windows, select
 
 STREAM = "desk"
 START = datetime(2025, 1, 1, tzinfo=UTC)
@@ -38,7 +38,8 @@ output: {open: true, classes: [card_arrival, lost_or_stolen_card, exchange_rate,
 outcome: {values: {intent: {type: string}}}
 label: {field: intent}
 horizon: 1d
-training: {template: "{text}", window_rows: 60, epochs: 1, max_tokens: 32, lora: {rank: 2, alpha: 4, layers: 1}}
+training:
+  {template: "{text}", window_rows: 60, held_out: 0, epochs: 1, max_tokens: 32, lora: {rank: 2, alpha: 4, layers: 1}}
 gate: {alpha: 0.8, patience: 2, max_ece_increase: 1.0}
 """
 BANKING = Path(__file__).parents[2] / "examples" / "data" / "banking77" / "train.csv"
@@ -188,6 +189,24 @@ def test_a_trainer_that_fell_behind_learns_from_the_newest_rows_and_a_sample_of_
     assert set(newest) <= set(ids)
     assert [row.prediction_id for row in chosen.calibrate] == newest[-len(chosen.calibrate) :]
     assert again.digest == chosen.digest != other.digest
+
+
+def test_rows_that_are_held_out_are_never_learned_from_and_are_the_same_in_every_run(world: World) -> None:
+    for _ in range(4):
+        world.seal()
+    contract = world.contracts[STREAM]
+    some = msgspec.structs.replace(contract, training=msgspec.structs.replace(contract.training, held_out=0.3))
+    with open_lake(world.config) as lake:
+        windows = sealed_windows(lake, STREAM)
+        held_out = {row.prediction_id for window in windows for row in held_out_rows(lake, some, window)}
+        chosen = select(lake, some, windows[2:], seed=1)
+        first = select(lake, some, windows[:1], seed=2)
+        everything = {row.prediction_id for row in rows_of(lake, some, windows)}
+    learned = {row.prediction_id for of in (chosen, first) for row in (*of.learn, *of.calibrate)}
+    assert 0.2 < len(held_out) / len(everything) < 0.4
+    assert held_out < everything and not held_out & learned
+    with open_lake(world.config) as lake:
+        assert not held_out_rows(lake, contract, windows[0]), "the contract holds none back"
 
 
 def test_what_is_in_quarantine_is_learned_from_only_once_it_is_released(world: World) -> None:
