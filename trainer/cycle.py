@@ -36,6 +36,7 @@ from trainer.freeze import find_frozen, freeze, freeze_generation_0, made_with
 from trainer.gate import judge
 from trainer.publish import Ledger
 from trainer.select import Selection, Window, rows_of, sealed_windows, select
+from trainer.tracking import Tracking
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +47,12 @@ class Trainer:
     """Runs the cycles of all streams that have a contract, one step at a time."""
 
     def __init__(self, config: Config, contracts: Mapping[str, Contract], ledger: Ledger) -> None:
-        """Raises SigningKeyError when the signing key cannot be used."""
+        """Raises SigningKeyError when the signing key cannot be used, NotHere when MLflow is wanted and missing."""
         self._config = config
         self._contracts = contracts
         self._ledger = ledger
         self._key = load_or_make_signing_key(config.signing_key, config.public_key)
+        self._tracking = Tracking(config.mlflow)
         self._store = config.model_store
         self._loaded: dict[str, Predictor] = {}
         self._scored: dict[tuple[str, int], Scored] = {}  # by bundle and window, of the challengers that wait
@@ -144,6 +146,7 @@ class Trainer:
             at=datetime.now(UTC),
         )
         self._ledger.say([run])
+        self._tracking.log(run)
         log.info("%s: %s after %.1f s: %s", manifest.model, run.state, run.seconds, run.reason)
 
     def _fine_tune(self, contract: Contract, champion: Generation, selection: Selection, manifest: Manifest) -> str:
@@ -179,6 +182,7 @@ class Trainer:
         concluded = msgspec.structs.replace(challenger, state=_STATE[verdict.verdict], reason=verdict.reason, at=at)
         promoted = _generation(challenger, at) if verdict.verdict == "promote" else None
         self._ledger.say([*entries, concluded], promoted)
+        self._tracking.log(concluded, entries)
         if verdict.verdict != "wait":
             self._scored = {key: kept for key, kept in self._scored.items() if kept.window.stream != contract.stream}
         log.info("%s is %s, judged on window %d: %s", ours[-1].model, concluded.state, now.window, verdict.reason)
