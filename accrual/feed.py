@@ -180,6 +180,20 @@ class ModelFeed:
             else:
                 log.info("challenger of '%s' is %s", self.stream, generation.model)
 
+    def _adopt_newest(self, news: Sequence[Generation]) -> None:
+        for generation in reversed(news):
+            try:
+                self._champion = Champion(generation, self._load(generation))
+            except Exception as exc:
+                # Whatever is wrong with it, the service goes on with the champion it has.
+                log.exception("generation %s refused", generation.model)
+                self.refused += 1
+                self._surface(generation, exc)
+            else:
+                log.info("champion of '%s' is %s", self.stream, generation.model)
+                self._first.set()
+                return
+
     def _surface(self, generation: Generation, error: Exception) -> None:
         if self._on_refused is None:
             return
