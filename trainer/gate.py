@@ -16,9 +16,9 @@ Each challenger has its own share of alpha, 6 / (pi n)^2 for the n-th; the share
 whole life the chance of publishing one that is no better stays below `gate.alpha`.
 
 A model that is better on the whole may be worse for some. So in each slice the same bet refutes "its Brier score is
-above the champion's by m or more": each g + m has mean at most 0. The least m that is refuted is a bound on the loss that
-holds at whatever time one looks. A challenger is promoted only if the bound of every slice with enough rows is within
-the contract's margin, and rejected if the bet the other way says of any slice that the loss is beyond it.
+above the champion's by m or more": each g + m has mean at most 0. The least m that is refuted is a bound on the loss
+that holds at whatever time one looks. A challenger is promoted only if the bound of every slice with enough rows is
+within the contract's margin, and rejected if the bet the other way says of any slice that the loss is beyond it.
 """
 
 from __future__ import annotations

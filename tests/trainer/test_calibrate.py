@@ -62,9 +62,7 @@ def test_beta_undoes_what_is_wrong_at_one_end_only() -> None:
 
 
 @given(st.sampled_from(METHODS), st.integers(2, 5), st.integers(0, 1000))
-def test_whatever_the_rows_rows_sum_to_one_and_the_order_of_one_class_stays(
-    method: str, classes: int, seed: int
-) -> None:
+def test_whatever_the_rows_probabilities_sum_to_one_and_keep_the_order(method: str, classes: int, seed: int) -> None:
     chance = np.random.default_rng(seed)
     logits = chance.normal(0, 3, (30, classes)).astype(np.float32)
     truth = chance.integers(0, classes - 1, 30) if seed % 3 else np.zeros(30, dtype=np.int64)  # one class is missing
