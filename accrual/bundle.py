@@ -6,7 +6,8 @@
         contract.yaml         the contract it was made from
         labels.json           its classes, in the order of the head's rows
         head.safetensors      `bias` [classes] and, unless it is a constant model, `weight` [classes, dimensions]
-        calibrator.json       the temperature
+        calibrator.json       how its logits become probabilities
+        rows.parquet          the rows it was made from, by id; generation 0 has none
         tokenizer/ adapter/   unless it is a constant model; `adapter` (PEFT, fp32) once it was trained
         README.md             the model card
 
@@ -34,6 +35,7 @@ from accrual.signing import load_public_key
 VERSION = 1
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
+ROWS = "rows.parquet"
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -41,7 +43,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     `parent` and `parent_digest` name the champion it was trained to replace (None for generation 0). `windows` are all
     whose rows it has seen, read at lake snapshot `snapshot_id`; `rows_digest` is over the rows' ids and labels.
-    `base_digest` is None for a constant model, which needs no base. `files` maps relative names to SHA-256.
+    `base_digest` is None for a constant model, which needs no base. `warm_started`: its weights were begun from the
+    parent's. `adapter_scale` is what the adapter's part was multiplied with after training, so that the base's
+    abilities are kept; `retention` is how far its correlation on the contract's probe is above the base's.
+    `files` maps relative names to SHA-256.
     """
 
     v: int = VERSION
@@ -59,6 +64,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     base: str
     base_digest: str | None
     made_with: dict[str, str]
+    warm_started: bool = False
+    adapter_scale: float = 1.0
+    retention: float | None = None
     files: dict[str, str] = {}
 
     @property
@@ -110,6 +118,35 @@ def seal_bundle(draft: Path, manifest: Manifest, key: Ed25519PrivateKey) -> str:
 def read_manifest(folder: Path) -> Manifest:
     """The manifest, not verified. Raises BundleError when it is missing or cannot be read."""
     return _parsed(_content(folder), folder)
+
+
+def rows_of_bundle(folder: Path) -> set[str]:
+    """The ids of the predictions that a model was made from: trained on, replayed or calibrated with.
+
+    Empty for generation 0. Raises BundleError when the file cannot be read.
+    """
+    if not (folder / ROWS).exists():
+        return set()
+    from pyarrow import ArrowException
+    from pyarrow.parquet import read_table
+
+    try:
+        return set(read_table(folder / ROWS, columns=["prediction_id"])["prediction_id"].to_pylist())
+    except (OSError, ArrowException) as exc:
+        raise BundleError(f"{folder}: {ROWS} cannot be read: {exc}") from exc
+
+
+def lineage(store: Path, digest: str) -> set[str]:
+    """The ids of all predictions that have had a part in a model's weights: its own rows and, as long as weights were
+    begun from a parent's, the parent's. Raises BundleError when a bundle of the line is missing or cannot be read.
+    """
+    found: set[str] = set()
+    line: str | None = digest
+    while line is not None:
+        manifest = read_manifest(store / line)
+        found |= rows_of_bundle(store / line)
+        line = manifest.parent_digest if manifest.warm_started else None
+    return found
 
 
 def verify_bundle(folder: Path, public_key: Path) -> Manifest:

@@ -119,7 +119,7 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a challenger is made. `template` renders the inputs to text: `{field}` is replaced by its value.
 
     `maturity`: the share of the labels to come that must be there before a window is sealed, by the measured delays;
-    1 waits for the horizon.
+    1 waits for the horizon. `calibration`: the method, or `auto` for the one that rows held out speak for.
     `held_out`: the share of all rows that no generation learns from, so that all can be compared on them.
     """
 
@@ -134,7 +134,30 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     learning_rate: float = 1e-3
     max_tokens: int = 128
     lora: Lora = msgspec.field(default_factory=Lora)
+    calibration: Literal["auto", "none", "temperature", "platt", "beta", "isotonic"] = "auto"
     seed: int = 17
+
+
+class Slices(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Parts of the rows, one for each value of each of `fields` (inputs), in which no challenger may be much worse.
+
+    `most_loss`: by how much its Brier score may be above the champion's. `least_rows`: a slice with fewer need not
+    prove that it is not.
+    """
+
+    fields: list[str]
+    most_loss: float = 0.05
+    least_rows: int = 300
+
+
+class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the base model could do must not be lost. `probe`: `stsb`, or a CSV file of sentence, sentence, similarity.
+
+    `most_loss`: by how much the challenger's rank correlation with those similarities may be below the base's.
+    """
+
+    probe: str
+    most_loss: float = 0.02
 
 
 class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -142,12 +165,14 @@ class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `alpha`: the chance, over the stream's whole life, that a challenger no better than its champion is published.
     `patience`: judged windows after which an undecided challenger is given up.
-    `max_ece_increase`: guard on calibration, in units of probability.
+    `max_ece_increase`: guard on calibration, in units of probability. `slices`, `retention`: guards, none by default.
     """
 
     alpha: float = 0.05
     patience: int = 3
     max_ece_increase: float = 0.05
+    slices: Slices | None = None
+    retention: Retention | None = None
 
 
 class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
@@ -283,6 +308,11 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
         """The text a model reads: the template with each `{field}` replaced; what is missing says `unknown`."""
         return _PLACEHOLDER.sub(lambda m: _as_text(inputs.get(m[1])), self.training.template)
 
+    def slices_of(self, inputs: Mapping[str, Any]) -> tuple[str, ...]:
+        """The names of the gate's slices that a row is in, one for each of their fields: `grade=C`."""
+        fields = self.gate.slices.fields if self.gate.slices is not None else []
+        return tuple(f"{name}={_as_text(inputs.get(name))}" for name in fields)
+
     @cached_property
     def _text_of(self) -> Callable[[Mapping[str, Any]], str | None]:
         if self.expression is not None:
@@ -414,6 +444,16 @@ def _inconsistencies(contract: Contract) -> list[tuple[str, str]]:
         ("gate.alpha", 0 < gate.alpha < 1, "is a probability: between 0 and 1"),
         ("gate.patience", gate.patience >= 1, "must be at least 1"),
     ]
+    if gate.slices is not None:
+        found += _unsliceable(gate.slices.fields, contract.input_types)
+        bounds += [
+            ("gate.slices.most_loss", 0 < gate.slices.most_loss < 2, "is a Brier score: between 0 and 2"),
+            ("gate.slices.least_rows", gate.slices.least_rows >= 10, "must be at least 10"),
+        ]
+    if gate.retention is not None:
+        bounds.append(
+            ("gate.retention.most_loss", 0 < gate.retention.most_loss < 1, "is a correlation: between 0 and 1")
+        )
     return found + [(field, problem) for field, fine, problem in bounds if not fine]
 
 
@@ -446,6 +486,20 @@ def _unhidable(where: str, fields: Mapping[str, Field]) -> list[tuple[str, str]]
         elif field.max_length is not None and field.max_length < length:
             found.append((f"{where}.{name}.max_length", f"`pii: {field.pii}` sends {length} characters"))
     return found
+
+
+def _unsliceable(fields: list[str], inputs: Mapping[str, str]) -> list[tuple[str, str]]:
+    found = [
+        ("gate.slices.fields", f"'{name}' is not one of inputs ({', '.join(inputs)})")
+        for name in fields
+        if name not in inputs
+    ]
+    found += [
+        ("gate.slices.fields", f"'{name}' is a number: slices are by inputs of few values")
+        for name in fields
+        if inputs.get(name) == "number"
+    ]
+    return found or ([] if fields else [("gate.slices.fields", "name an input")])
 
 
 def _microseconds(duration: str) -> int:

@@ -81,7 +81,7 @@ TABLES: dict[str, pa.Schema] = {
             ("arrived_at", TIME),
         ]
     ),
-    # The next three hold the structs of accrual.ledger, field by field.
+    # The next three hold the structs of accrual.ledger, field by field; what is nested is JSON text.
     "generations": pa.schema(
         [
             ("stream", pa.string()),
@@ -112,6 +112,7 @@ TABLES: dict[str, pa.Schema] = {
             ("state", pa.string()),
             ("reason", pa.string()),
             ("seconds", pa.float64()),
+            ("retention", pa.float64()),
             ("at", TIME),
             ("offset", pa.int64()),
         ]
@@ -130,6 +131,10 @@ TABLES: dict[str, pa.Schema] = {
             ("log_loss", pa.float64()),
             ("ece", pa.float64()),
             ("coverage", pa.float64()),
+            ("calibration_error", pa.float64()),
+            ("intervals", pa.string()),
+            ("reliability", pa.string()),
+            ("slices", pa.string()),
             ("e_value", pa.float64()),
             ("verdict", pa.string()),
             ("at", TIME),

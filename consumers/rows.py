@@ -148,4 +148,10 @@ def _value(m: Message) -> bytes:
 
 
 def _ledger_row(table: str, entry: msgspec.Struct, offset: int | None) -> Row:
-    return (*(getattr(entry, name) for name in TABLES[table].names if name != "offset"), offset)
+    """An entry's fields in the order of the columns; what is nested where the column is text becomes JSON."""
+    row: list[Any] = []
+    for column in TABLES[table]:
+        value = offset if column.name == "offset" else getattr(entry, column.name)
+        nested = isinstance(value, list | dict) and pa.types.is_string(column.type)
+        row.append(msgspec.json.encode(value).decode() if nested else value)
+    return tuple(row)

@@ -1,43 +1,153 @@
-"""Calibrate: one temperature, fitted on rows later than those the model was trained on.
+"""Calibrate: probabilities that mean what they say, fitted on rows later than training and earlier than judging.
 
-Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv:1706.04599): it changes no ranking, so accuracy
-stays; isotonic regression on as few rows cost accuracy (0.907 to 0.865 when measured on banking77).
+The methods, each with more freedom than the one before: the champion's temperature as it is (`carried`), one
+temperature of its own, Platt's sigmoid, beta calibration, isotonic regression (accrual/calibrator.py has the papers).
+Freedom costs rows: isotonic on a small window of banking77 lowered accuracy from 0.907 to 0.865, and carrying the
+temperature of the window before lowered the calibration error from 0.059 to 0.051. So a method is taken only if on
+rows held out it beats the simpler one by more than chance, and gets no fewer of them right. The loss that it was fitted
+with says nothing, since more freedom always lowers that.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize, minimize_scalar
+from sklearn.isotonic import IsotonicRegression
 
-from accrual.predictor import Calibrator, softmax
-from accrual.scores import OUTSIDE, log_loss
+from accrual.calibrator import Calibrator, Method, Sigmoid, Steps, softmax
+from accrual.scores import OUTSIDE, SMALLEST, accuracy, log_loss, log_loss_per_row
 
 COLDEST, HOTTEST = 0.05, 20.0
-FEWEST_ROWS = 20  # fewer say too little: the temperature stays 1
-_GOLDEN = (math.sqrt(5) - 1) / 2
+FEWEST_ROWS = 20  # fewer say too little: the champion's temperature stays
+FEWEST_FOR_CURVES = 100
+FOLDS = 5
+CHANCE = 1.0  # standard errors of the difference by which more freedom must win
+_MORE_FREEDOM: tuple[Method, ...] = ("platt", "beta", "isotonic")
+
+Logits = NDArray[np.float32]
+Truth = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 
-def calibrate(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> Calibrator:
-    """The temperature in [COLDEST, HOTTEST] with the lowest log-loss.
+def calibrate(
+    logits: Logits,
+    truth: Truth,
+    method: Literal["auto"] | Method = "auto",
+    champion: Calibrator | None = None,
+) -> Calibrator:
+    """The calibrator of `method`, or with `auto` the one that rows held out speak for. Rows are in order of time.
 
-    Rows whose label is outside the classes are left out: no temperature gives them a probability.
+    Rows whose label is outside the classes are left out: no calibrator gives them a probability.
     """
+    if method == "none":
+        return Calibrator(method="none")
     inside = truth != OUTSIDE
-    rows = int(inside.sum())
-    if rows < FEWEST_ROWS:
-        return Calibrator(temperature=1.0, rows=rows)
+    logits, truth = logits[inside], truth[inside]
+    carried = _carried(champion)
+    if len(truth) < FEWEST_ROWS:
+        return carried or Calibrator()
+    if method != "auto":
+        return _fitted(method, logits, truth)
+    held_out = _held_out("temperature", logits, truth)
+    best: Calibrator | Method = "temperature"
+    if carried is not None:
+        unchanged = carried.probabilities(logits)
+        if not _beats(held_out, unchanged, truth):
+            best, held_out = carried, unchanged
+    for candidate in _MORE_FREEDOM if len(truth) >= FEWEST_FOR_CURVES else ():
+        tried = _held_out(candidate, logits, truth)
+        if _beats(tried, held_out, truth):
+            best, held_out = candidate, tried
+    return best if isinstance(best, Calibrator) else _fitted(best, logits, truth)
 
-    def loss(logarithm: float) -> float:
-        return log_loss(softmax(logits[inside], math.exp(logarithm)), truth[inside])
 
-    # The loss has one minimum along the temperature, so golden-section search on its logarithm finds it.
-    low, high = math.log(COLDEST), math.log(HOTTEST)
-    for _ in range(30):
-        left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
-        if loss(left) <= loss(right):
-            high = right
-        else:
-            low = left
-    return Calibrator(temperature=round(math.exp((low + high) / 2), 4), rows=rows)
+def _carried(champion: Calibrator | None) -> Calibrator | None:
+    """The champion's temperature, if it was ever fitted."""
+    if champion is None or not champion.rows:
+        return None
+    return Calibrator(temperature=champion.temperature, rows=champion.rows, carried=True)
+
+
+def _held_out(method: Method, logits: Logits, truth: Truth) -> Floats:
+    """What the method says of each row when it is fitted on the other folds; a fold is a stretch of time."""
+    fold = np.arange(len(truth)) * FOLDS // len(truth)
+    said = np.empty(logits.shape, dtype=np.float64)
+    for aside in (fold == n for n in range(FOLDS)):
+        said[aside] = _fitted(method, logits[~aside], truth[~aside]).probabilities(logits[aside])
+    return said
+
+
+def _beats(more: Floats, less: Floats, truth: Truth) -> bool:
+    """Whether the method with more freedom wins by more than chance, and gets no fewer rows right."""
+    gain = log_loss_per_row(less, truth) - log_loss_per_row(more, truth)
+    error = gain.std(ddof=1) / math.sqrt(len(gain))
+    return bool(gain.mean() > CHANCE * error and accuracy(more, truth) >= accuracy(less, truth))
+
+
+def _fitted(method: Method, logits: Logits, truth: Truth) -> Calibrator:
+    temperature = _temperature(logits, truth)
+    curves: list[Sigmoid | Steps] = []
+    if method != "temperature":
+        said = softmax(logits, temperature)
+        fit = _isotonic if method == "isotonic" else _platt if method == "platt" else _beta
+        # Of two classes the second's curve is enough; of more, each against the rest.
+        which = [1] if said.shape[1] == 2 else range(said.shape[1])
+        curves = [fit(said[:, k], truth == k) for k in which]
+    return Calibrator(method=method, temperature=temperature, curves=curves, rows=len(truth))
+
+
+def _temperature(logits: Logits, truth: Truth) -> float:
+    """The temperature in [COLDEST, HOTTEST] with the lowest log-loss, which has one minimum along it."""
+    found = minimize_scalar(
+        lambda logarithm: log_loss(softmax(logits, math.exp(logarithm)), truth),
+        bounds=(math.log(COLDEST), math.log(HOTTEST)),
+        method="bounded",
+    )
+    return round(math.exp(found.x), 4)
+
+
+def _platt(said: Floats, happened: NDArray[np.bool_]) -> Sigmoid:
+    """A scale and a shift of the log-odds."""
+    a, c = _sigmoid(_logs(said).sum(axis=1, keepdims=True), happened)
+    return Sigmoid(a=a, b=a, c=c)
+
+
+def _beta(said: Floats, happened: NDArray[np.bool_]) -> Sigmoid:
+    """A scale for either end, and a shift."""
+    a, b, c = _sigmoid(_logs(said), happened)
+    return Sigmoid(a=a, b=b, c=c)
+
+
+def _logs(said: Floats) -> Floats:
+    """ln p and -ln(1 - p), [rows, 2]; their sum is the log-odds."""
+    inside = np.clip(said, SMALLEST, 1 - SMALLEST)
+    return np.column_stack([np.log(inside), -np.log1p(-inside)])
+
+
+def _sigmoid(features: Floats, happened: NDArray[np.bool_]) -> list[float]:
+    """Scales (not negative) of the features and a shift: the most likely under a normal prior around "as it is".
+
+    The prior (scales 1, shift 0, variance 1) keeps a class of which there is no row, or every one, from running away.
+    """
+    inputs = np.column_stack([features, np.ones(len(features))])
+    as_it_is = np.array([1.0] * features.shape[1] + [0.0])
+
+    def loss(weights: Floats) -> tuple[float, Floats]:
+        logit, away = inputs @ weights, weights - as_it_is
+        value = np.logaddexp(0.0, np.where(happened, -logit, logit)).sum() + away @ away / 2
+        return float(value), inputs.T @ (1 / (1 + np.exp(-logit)) - happened) + away
+
+    bounds = [(0.0, None)] * features.shape[1] + [(None, None)]
+    found = minimize(loss, as_it_is, jac=True, bounds=bounds, method="L-BFGS-B")
+    return [round(float(x), 6) for x in found.x]
+
+
+def _isotonic(said: Floats, happened: NDArray[np.bool_]) -> Steps:
+    """The best rising curve. It says neither 0 nor 1, as n rows cannot know that (Laplace's rule of succession)."""
+    least = 1 / (len(said) + 2)
+    model = IsotonicRegression(y_min=least, y_max=1 - least, out_of_bounds="clip").fit(said, happened)
+    return Steps(said=model.X_thresholds_.tolist(), meant=model.y_thresholds_.tolist())

@@ -3,7 +3,7 @@
     wait for a sealed window
     is a challenger waiting?   evaluate it on that window, beside the champion and generation 0
                                gate: promote, reject or wait; publish
-    otherwise                  select rows, fine-tune, calibrate on later rows, freeze
+    otherwise                  select rows, fine-tune, keep the base's abilities, calibrate on later rows, freeze
 
 so that every challenger is frozen before the window that judges it, and is judged only on rows that neither it nor its
 champion has learned from. Each step ends in the ledger; a trainer that is killed anywhere starts again with the step
@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from accrual.bundle import Manifest
+from accrual.bundle import Manifest, read_manifest
 from accrual.config import Config
 from accrual.contract import Contract
 from accrual.encoder import Encoder, base_folder
@@ -30,11 +30,12 @@ from accrual.predictor import Predictor
 from accrual.scores import indices_of
 from accrual.signing import load_or_make_signing_key
 from trainer.calibrate import calibrate
-from trainer.evaluate import Scored, ece_of, score
+from trainer.evaluate import Scored, by_slice, calibration_error_of, gains_of, learned_from, score
 from trainer.finetune import TrainingFailed, fine_tune
 from trainer.freeze import find_frozen, freeze, freeze_generation_0, made_with
 from trainer.gate import judge
 from trainer.publish import Ledger
+from trainer.retention import keep_abilities, read_probe
 from trainer.select import Selection, Window, rows_of, sealed_windows, select
 from trainer.tracking import Tracking
 
@@ -47,13 +48,20 @@ class Trainer:
     """Runs the cycles of all streams that have a contract, one step at a time."""
 
     def __init__(self, config: Config, contracts: Mapping[str, Contract], ledger: Ledger) -> None:
-        """Raises SigningKeyError when the signing key cannot be used, NotHere when MLflow is wanted and missing."""
+        """Raises SigningKeyError when the signing key cannot be used, ContractError when a probe cannot be read, and
+        NotHere when MLflow is wanted and missing.
+        """
         self._config = config
         self._contracts = contracts
         self._ledger = ledger
         self._key = load_or_make_signing_key(config.signing_key, config.public_key)
         self._tracking = Tracking(config.mlflow)
         self._store = config.model_store
+        self._probes = {
+            contract.stream: read_probe(contract.gate.retention.probe)
+            for contract in contracts.values()
+            if contract.gate.retention is not None
+        }
         self._loaded: dict[str, Predictor] = {}
         self._scored: dict[tuple[str, int], Scored] = {}  # by bundle and window, of the challengers that wait
 
@@ -129,6 +137,7 @@ class Trainer:
                 digest = self._fine_tune(contract, champion, selection, manifest)
             except TrainingFailed as exc:
                 failure = str(exc)
+        frozen = read_manifest(self._store / digest) if digest is not None else manifest
         run = Run(
             run_id=run_id,
             stream=contract.stream,
@@ -141,8 +150,9 @@ class Trainer:
             seed=contract.training.seed,
             digest=digest,
             state="trained" if digest else "failed",
-            reason=failure or "frozen; the next sealed window judges it",
+            reason=failure or f"frozen{_kept(frozen)}; the next sealed window judges it",
             seconds=round(time.monotonic() - started, 3),
+            retention=frozen.retention,
             at=datetime.now(UTC),
         )
         self._ledger.say([run])
@@ -153,10 +163,16 @@ class Trainer:
         """Train on the earlier rows, calibrate on the latest, freeze; returns the bundle's digest."""
         encoder = Encoder.load(base_folder(manifest.base), contract.training.max_tokens)
         texts, labels = [row.text for row in selection.learn], [row.label for row in selection.learn]
-        classes = self._predictor(champion.bundle).classes
-        tuned = fine_tune(encoder, texts, labels, classes, contract.training, manifest.seed)
+        before = self._predictor(champion.bundle)
+        tuned = fine_tune(encoder, texts, labels, before.classes, contract.training, manifest.seed)
+        if contract.gate.retention is not None:
+            base = Encoder.load(base_folder(manifest.base), contract.training.max_tokens)
+            probe, most_loss = self._probes[contract.stream], contract.gate.retention.most_loss
+            scale, retention = keep_abilities(tuned.encoder, base, probe, most_loss)
+            manifest = msgspec.structs.replace(manifest, adapter_scale=scale, retention=retention)
         logits = tuned.logits([row.text for row in selection.calibrate])
-        calibrator = calibrate(logits, indices_of([row.label for row in selection.calibrate], tuned.classes))
+        truth = indices_of([row.label for row in selection.calibrate], tuned.classes)
+        calibrator = calibrate(logits, truth, contract.training.calibration, before.calibrator)
         return freeze(self._store, self._key, contract, manifest, tuned, calibrator)
 
     def _judge(
@@ -164,18 +180,26 @@ class Trainer:
     ) -> None:
         """Score challenger, champion and generation 0 on the next window, and say what the gate makes of it."""
         judged = [w for w in windows if w.window in self._ledger.judged(challenger.run_id) or w == now]
+        at, run_id = datetime.now(UTC), challenger.run_id
         ours = self._score(contract, challenger.digest or "", judged)
         theirs = self._score(contract, champion.bundle, judged)
+        if leak := self._leak([challenger.digest or "", champion.bundle], ours):
+            self._ledger.say([msgspec.structs.replace(challenger, state="failed", reason=leak, at=at)])
+            log.error("%s cannot be judged on window %d: %s", ours[-1].model, now.window, leak)
+            return
         zero = self._score(contract, self._generation_0(contract), [now])[0]
+        gains = gains_of(ours, theirs)
         verdict = judge(
-            [their.brier - our.brier for our, their in zip(ours, theirs, strict=True)],
+            gains,
             self._ledger.trial(challenger),
-            ece_of(ours) - ece_of(theirs),
+            calibration_error_of(ours) - calibration_error_of(theirs),
             contract.gate,
+            by_slice(ours, gains),
         )
-        at, run_id = datetime.now(UTC), challenger.run_id
         entries = [
-            ours[-1].entry(run_id, "challenger", at, e_value=verdict.e_value, verdict=verdict.verdict),
+            ours[-1].entry(
+                run_id, "challenger", at, verdict.loss_at_most, e_value=verdict.e_value, verdict=verdict.verdict
+            ),
             theirs[-1].entry(run_id, "champion", at),
             zero.entry(run_id, "generation-0", at),
         ]
@@ -186,6 +210,14 @@ class Trainer:
         if verdict.verdict != "wait":
             self._scored = {key: kept for key, kept in self._scored.items() if kept.window.stream != contract.stream}
         log.info("%s is %s, judged on window %d: %s", ours[-1].model, concluded.state, now.window, verdict.reason)
+
+    def _leak(self, bundles: Sequence[str], judged: Sequence[Scored]) -> str:
+        """What is wrong if one of two models learned from a row that is to judge it; empty if neither did."""
+        for bundle in bundles:
+            if seen := learned_from(self._store, bundle, judged):
+                model, first = read_manifest(self._store / bundle).model, ", ".join(seen[:3])
+                return f"{len(seen)} of the judged rows are among those that {model} learned from, first {first}"
+        return ""
 
     def _score(self, contract: Contract, bundle: str, windows: Sequence[Window]) -> list[Scored]:
         """A frozen model on each window, the rows as they were when the window was sealed.
@@ -214,6 +246,14 @@ class Trainer:
                 self._loaded.pop(next(iter(self._loaded)))
             self._loaded[bundle] = Predictor.load(self._store / bundle, self._config)
         return self._loaded[bundle]
+
+
+def _kept(manifest: Manifest) -> str:
+    """For people: what the probe said of a model, if there is one."""
+    if manifest.retention is None:
+        return ""
+    scaled = f" with its adapter at {manifest.adapter_scale}" if manifest.adapter_scale < 1 else ""
+    return f"; correlation on the probe {manifest.retention:+.4f} against the base{scaled}"
 
 
 def _run_id(stream: str, version: int, parent: str, windows: Sequence[int]) -> str:

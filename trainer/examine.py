@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from accrual import scores
+from accrual.ledger import Bin
 from accrual.predictor import Predictor
 from trainer.error_slices import SliceChange, clusters, slice_changes
 from trainer.select import Row
@@ -36,7 +37,7 @@ class Examination(msgspec.Struct, frozen=True):
     after: str
     before: str
     rows: int
-    reliability: dict[str, list[scores.ReliabilityBin]]
+    reliability: dict[str, list[Bin]]
     slices: list[SliceChange]
     worst: list[WorstRow]
 

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from accrual.bundle import MANIFEST, Manifest, drafted, read_manifest, seal_bundle
+from accrual.calibrator import Calibrator
 from accrual.contract import Contract
 from accrual.encoder import Encoder, base_digest, base_folder
 from accrual.errors import BundleError
-from accrual.predictor import Calibrator
 from trainer.finetune import Tuned
 from trainer.model_card import model_card
 

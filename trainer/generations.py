@@ -12,6 +12,7 @@ from accrual.lake import Lake
 from accrual.ledger import Evaluation, Generation, Run
 
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
+_NESTED = ("intervals", "reliability", "slices", "selection")  # JSON text in the lake
 _OF = "($stream::varchar is null or stream = $stream)"
 
 
@@ -109,7 +110,11 @@ def _read(lake: Lake, query: str, asked: Mapping[str, object], kind: type[_Struc
     """Rows as structs; a null where a struct has a default is a column that was not there when the row was written."""
     required = {field.name for field in msgspec.structs.fields(kind) if field.required}
     rows = [
-        {name: value for name, value in row.items() if value is not None or name in required}
+        {
+            name: msgspec.json.decode(value) if name in _NESTED else value
+            for name, value in row.items()
+            if value is not None or name in required
+        }
         for row in lake.rows(query, asked)
     ]
     return msgspec.convert(rows, list[kind])  # type: ignore[valid-type]

@@ -63,8 +63,8 @@ class Ledger:
 
     def trial(self, run: Run) -> int:
         """Which of the stream's judged challengers this one is, counted from 1."""
-        before = [other for other in self._of(run.stream) if other.version < run.version and other.state != "failed"]
-        return len(before) + 1
+        before = [other for other in self._of(run.stream) if other.version < run.version]
+        return 1 + sum(other.state != "failed" or other.run_id in self._judged for other in before)
 
     def say(self, entries: Sequence[Run | Evaluation], champion: Generation | None = None) -> None:
         """Append to the ledger, all or nothing. Raises BrokerUnavailable: then make a new ledger and look again."""

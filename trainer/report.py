@@ -47,6 +47,8 @@ def _tiles(model: Candidate) -> str:
             ("rows, new + replayed", f"{model.run.rows_new:,} + {model.run.rows_replayed:,}"),
             ("seconds", f"{model.run.seconds:,.0f}"),
         ]
+        if model.run.retention is not None:
+            shown.append(("on the probe, against the base", f"{model.run.retention:+.4f}"))
     return tiles(shown)
 
 
@@ -59,11 +61,11 @@ def _trials(trials: Sequence[Trial]) -> str:
             str(e.window),
             escape(e.model) if e is trial.challenger else marked(f"{e.model} ({e.role})", "soft"),
             f"{e.rows:,}",
-            f"{e.accuracy:.3f}",
+            _between(f"{e.accuracy:.3f}", e.intervals.get("accuracy")),
             "" if e.auroc is None else f"{e.auroc:.3f}",
-            f"{e.brier:.4f}",
-            f"{e.log_loss:.4f}",
-            f"{e.ece:.4f}",
+            _between(f"{e.brier:.4f}", e.intervals.get("brier")),
+            _between(f"{e.log_loss:.4f}", e.intervals.get("log_loss")),
+            _between(f"{e.ece:.4f}", e.intervals.get("ece")),
             f"{e.coverage:.1%}",
             "" if e.e_value is None else f"{e.e_value:.3g}",
         ]
@@ -71,6 +73,11 @@ def _trials(trials: Sequence[Trial]) -> str:
         for e in (trial.challenger, trial.champion, trial.generation_0)
     ]
     return table(head, rows, range(2, len(head)))
+
+
+def _between(figure: str, interval: tuple[float, float] | None) -> str:
+    """A figure with its 95% confidence interval."""
+    return figure if interval is None else f"{figure} {marked(f'({interval[0]:.3f} to {interval[1]:.3f})', 'soft')}"
 
 
 def _curve(line: Sequence[Candidate], field: str, title: str) -> str:

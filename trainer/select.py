@@ -32,11 +32,12 @@ class Window(msgspec.Struct, frozen=True):
 
 
 class Row(msgspec.Struct, frozen=True):
-    """A labeled prediction, its inputs rendered to text."""
+    """A labeled prediction, its inputs rendered to text. `slices` are the names of those of the gate that it is in."""
 
     prediction_id: str
     text: str
     label: str
+    slices: tuple[str, ...] = ()
 
 
 class Selection(msgspec.Struct, frozen=True):
@@ -119,6 +120,7 @@ def _rows(contract: Contract, lake: Lake, condition: str, params: Sequence[objec
         [contract.stream, contract.stream, *params],
     )
     return [
-        Row(prediction_id, contract.render(contract.decode_inputs(inputs.encode())), label)
+        Row(prediction_id, contract.render(read), label, contract.slices_of(read))
         for prediction_id, inputs, label in zip(*(column.to_pylist() for column in table.columns), strict=True)
+        for read in [contract.decode_inputs(inputs.encode())]
     ]

@@ -15,9 +15,10 @@ import msgspec
 import pyarrow as pa
 import pytest
 
-from accrual.bundle import verify_bundle
+from accrual.bundle import read_manifest, verify_bundle
 from accrual.config import Config, load_config
-from accrual.contract import Contract, load_contracts
+from accrual.contract import Contract, Retention, load_contracts
+from accrual.errors import ContractError
 from accrual.events import microseconds
 from accrual.kafka import TopicNames, create_topics, read_to_end
 from accrual.lake import open_lake, open_lake_for_writing
@@ -42,6 +43,7 @@ training:
   {template: "{text}", window_rows: 60, held_out: 0, epochs: 1, max_tokens: 32, lora: {rank: 2, alpha: 4, layers: 1}}
 gate: {alpha: 0.8, patience: 2, max_ece_increase: 1.0}
 """
+PAIRS = Path(__file__).parents[2] / "trainer" / "probes" / "stsb.csv"
 BANKING = Path(__file__).parents[2] / "examples" / "data" / "banking77" / "train.csv"
 
 
@@ -161,6 +163,9 @@ def test_a_challenger_is_frozen_judged_on_the_next_window_and_published(world: W
     assert [(r.version, r.windows, r.rows_replayed) for r in runs if r.version == 2] == [(2, [1, 2], 30)]
     judged = {e.role: e for e in evaluations}
     assert judged["challenger"].brier < judged["champion"].brier
+    low, high = judged["challenger"].intervals["brier"]
+    assert low < judged["challenger"].brier < high
+    assert sum(b.rows for b in judged["challenger"].reliability) == judged["challenger"].rows
 
     folder = world.config.model_store / generations[-1].bundle
     manifest = verify_bundle(folder, world.config.public_key)
@@ -255,6 +260,55 @@ def test_a_window_that_teaches_nothing_is_a_recorded_failure_and_the_loop_goes_o
     world.finish()
     runs, _, _ = world.said()
     assert runs[-1].state == "trained"
+
+
+@pytest.mark.parametrize("model", ["desk@1", "desk@0"])
+def test_no_row_judges_a_model_that_learned_from_it(world: World, monkeypatch: pytest.MonkeyPatch, model: str) -> None:
+    """Neither challenger nor champion: nothing is published, the run says which rows, and the loop goes on."""
+    world.seal()
+    world.finish()
+
+    def lineage(store: Path, digest: str) -> set[str]:
+        return {"p-1", "p-61", "p-70"} if read_manifest(store / digest).model == model else {"p-1"}
+
+    monkeypatch.setattr("trainer.evaluate.lineage", lineage)
+    world.seal()
+    world.finish()
+    runs, evaluations, generations = world.said()
+    [failed] = [r for r in runs if r.version == 1 and r.state != "trained"]
+    assert failed.state == "failed"
+    assert f"2 of the judged rows are among those that {model} learned from, first p-61, p-70" in failed.reason
+    assert (evaluations, [g.version for g in generations]) == ([], [0])
+    assert (runs[-1].version, runs[-1].state) == (2, "trained")
+
+
+def test_a_challenger_that_loses_what_the_base_could_do_is_a_recorded_failure(world: World) -> None:
+    probe = world.config.state_dir / "probe.csv"
+    probe.write_text("".join(PAIRS.read_text(encoding="utf-8").splitlines(keepends=True)[:60]))
+    contract = world.contracts[STREAM]
+
+    def step(most_loss: float) -> Run:
+        gate = msgspec.structs.replace(contract.gate, retention=Retention(str(probe), most_loss))
+        world.contracts[STREAM] = msgspec.structs.replace(contract, gate=gate)
+        world.seal()
+        world.finish()
+        return world.said()[0][-1]
+
+    failed, trained = step(1e-9), step(0.5)
+    assert failed.state == "failed"
+    assert "abilities are lost" in failed.reason
+    assert trained.state == "trained"
+    manifest = read_manifest(world.config.model_store / (trained.digest or ""))
+    assert (manifest.adapter_scale, manifest.retention) == (1.0, trained.retention)
+    assert trained.retention is not None
+
+
+def test_a_probe_that_is_not_there_is_said_when_the_trainer_starts(world: World) -> None:
+    contract = world.contracts[STREAM]
+    gate = msgspec.structs.replace(contract.gate, retention=Retention("/nowhere.csv"))
+    world.contracts[STREAM] = msgspec.structs.replace(contract, gate=gate)
+    with pytest.raises(ContractError, match=r"gate\.retention\.probe"):
+        world.trainer()
 
 
 class _Killed(BaseException):
