@@ -8,6 +8,7 @@
         head.safetensors      `bias` [classes] and, unless it is a constant model, `weight` [classes, dimensions]
         calibrator.json       the temperature
         tokenizer/ adapter/   unless it is a constant model; `adapter` (PEFT, fp32) once it was trained
+        rows.parquet          the rows it learned from: prediction_id, revision, label, part, weight; the same
         README.md             the model card
 
 The base model is not in it: it never changes, and is known by its own digest. Nothing in a bundle is executable;
@@ -34,13 +35,15 @@ from accrual.signing import load_public_key
 VERSION = 1
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
+ROWS = "rows.parquet"
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What made a model. It holds no clock time: the same rows, seed and code give the same digest.
 
     `parent` and `parent_digest` name the champion it was trained to replace (None for generation 0). `windows` are all
-    whose rows it has seen, read at lake snapshot `snapshot_id`; `rows_digest` is over the rows' ids and labels.
+    whose rows it has seen, read at lake snapshot `snapshot_id`; `rows_digest` is over what rows.parquet says of each.
+    `selection` counts what was chosen and what was not (docs/training-data.md).
     `base_digest` is None for a constant model, which needs no base. `files` maps relative names to SHA-256.
     """
 
@@ -59,6 +62,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     base: str
     base_digest: str | None
     made_with: dict[str, str]
+    selection: dict[str, int] = {}
     files: dict[str, str] = {}
 
     @property

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 import msgspec
+import numpy as np
 
 from accrual.bundle import Manifest
 from accrual.config import Config
@@ -115,6 +116,7 @@ class Trainer:
             rows_new=selection.new,
             rows_replayed=selection.replayed,
             rows_digest=selection.digest,
+            selection=selection.counts,
             seed=contract.training.seed,
             base=contract.training.base_model or self._config.models.base,
             base_digest=None,
@@ -137,6 +139,8 @@ class Trainer:
             rows_new=selection.new,
             rows_replayed=selection.replayed,
             seed=contract.training.seed,
+            selection=selection.counts,
+            learned_until=selection.until,
             digest=digest,
             state="trained" if digest else "failed",
             reason=failure or "frozen; the next sealed window judges it",
@@ -151,10 +155,12 @@ class Trainer:
         encoder = Encoder.load(base_folder(manifest.base), contract.training.max_tokens)
         texts, labels = [row.text for row in selection.learn], [row.label for row in selection.learn]
         classes = self._predictor(champion.bundle).classes
-        tuned = fine_tune(encoder, texts, labels, classes, contract.training, manifest.seed)
+        weights = [row.weight for row in selection.learn]
+        tuned = fine_tune(encoder, texts, labels, classes, contract.training, manifest.seed, weights)
+        tuned.bias += np.array([selection.shift.get(name, 0.0) for name in tuned.classes], dtype=np.float32)
         logits = tuned.logits([row.text for row in selection.calibrate])
         calibrator = calibrate(logits, indices_of([row.label for row in selection.calibrate], tuned.classes))
-        return freeze(self._store, self._key, contract, manifest, tuned, calibrator)
+        return freeze(self._store, self._key, contract, manifest, tuned, calibrator, selection.rows)
 
     def _judge(
         self, contract: Contract, champion: Generation, challenger: Run, windows: Sequence[Window], now: Window
@@ -231,4 +237,5 @@ def _generation(run: Run, at: datetime) -> Generation:
         windows=run.windows,
         rows=run.rows_new + run.rows_replayed,
         published_at=at,
+        learned_until=run.learned_until,
     )

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from accrual import scores
 from accrual.ledger import Evaluation
 from accrual.predictor import Predictor
-from trainer.select import Row, Window
+from trainer.select import Window
+from trainer.weigh import Row
 
 
 class Scored(msgspec.Struct, frozen=True):
