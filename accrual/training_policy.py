@@ -11,6 +11,11 @@ from typing import Literal
 
 import msgspec
 
+OBSERVED_WARNING = (
+    "`training.cohort: observed` teaches the shares of labels that come early, which are most often wrong"
+    " (docs/maturity.md); use mature, or ipw"
+)
+
 
 class Control(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Inputs that say whether the model's own decision shaped a row's outcome.

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -25,21 +26,25 @@ from accrual.bundle import Manifest
 from accrual.config import Config
 from accrual.contract import Contract
 from accrual.encoder import Encoder, base_folder
-from accrual.lake import open_lake
+from accrual.lake import Lake, open_lake
 from accrual.ledger import Generation, Run
 from accrual.predictor import Predictor
 from accrual.scores import indices_of
 from accrual.signing import load_or_make_signing_key
+from accrual.training_policy import OBSERVED_WARNING
 from trainer.calibrate import calibrate
 from trainer.evaluate import Scored, ece_of, score
 from trainer.finetune import TrainingFailed, fine_tune
 from trainer.freeze import find_frozen, freeze, freeze_generation_0, made_with
 from trainer.gate import judge
+from trainer.plan import gather, plan_of, rises_of
 from trainer.publish import Ledger
 from trainer.select import Selection, Window, rows_of, sealed_windows, select
+from trainer.triggers import Facts
 
 log = logging.getLogger(__name__)
 
+FRESH_S = 60.0
 _STATE = {"promote": "promoted", "reject": "rejected", "wait": "waiting"}
 
 
@@ -53,11 +58,18 @@ class Trainer:
         self._ledger = ledger
         self._key = load_or_make_signing_key(config.signing_key, config.public_key)
         self._store = config.model_store
+        self._asked_for: set[str] = set()
+        self._waits: dict[str, str] = {}  # what was logged last, but for the figures in it
+        self._gathered: dict[str, tuple[tuple[int, int], float, Facts]] = {}
         self._loaded: dict[str, Predictor] = {}
         self._scored: dict[tuple[str, int], Scored] = {}  # by bundle and window, of the challengers that wait
 
+    def ask_for(self, stream: str) -> None:
+        """Train this stream once, whatever its triggers say, as soon as no challenger has a window to be judged on."""
+        self._asked_for.add(stream)
+
     def next_step(self, stream: str) -> bool:
-        """Take the next step of a stream's story; False when it must wait for a window to be sealed.
+        """Take the next step of a stream's story; False when it must wait, most often for a window to be sealed.
 
         Raises LakeUnavailable, BrokerUnavailable (try again), BundleError (a published bundle is gone or altered).
         """
@@ -65,18 +77,40 @@ class Trainer:
         champion = self._ledger.champion(stream) or self._publish_generation_0(contract)
         with open_lake(self._config) as lake:
             windows = sealed_windows(lake, stream)
+            facts_of = self._facts(lake, contract, windows)
+            plan = plan_of(
+                self._ledger, contract, windows, facts_of, datetime.now(UTC), by_hand=stream in self._asked_for
+            )
+        if plan.step == "wait":
+            kind = re.sub("[0-9.,]", "", plan.reason)
+            if self._waits.get(stream) != kind:
+                log.info("%s waits: %s", stream, plan.reason)
+            self._waits[stream] = kind
+            return False
         challenger = self._ledger.challenger(stream)
         if challenger is not None:
-            known = {*challenger.windows, *champion.windows, *self._ledger.judged(challenger.run_id)}
-            later = [window for window in windows if window.window > max(known)]
-            if later:
-                self._judge(contract, champion, challenger, windows, later[0])
-            return bool(later)
-        new = [window for window in windows if window.window > max(champion.windows, default=0)]
-        if not new or new[-1].window <= self._ledger.last_tried(stream):
-            return False
-        self._train(contract, champion, new)
+            self._judge(contract, champion, challenger, windows, plan.windows[0])
+        else:
+            self._asked_for.discard(stream)
+            self._train(contract, champion, plan.windows, plan.reason)
         return True
+
+    def _facts(self, lake: Lake, contract: Contract, windows: Sequence[Window]) -> Callable[[Sequence[Window]], Facts]:
+        """What triggers ask for, gathered when it is asked for, and again of the same windows after a minute."""
+        said, stream = self._ledger, contract.stream
+
+        def rises(now: Window) -> tuple[float | None, float | None]:
+            return rises_of(said, stream, lambda champion: self._score(contract, champion.bundle, [now])[0])
+
+        def facts_of(new: Sequence[Window]) -> Facts:
+            asked = new[-1].window, said.last_tried(stream)
+            before, at, facts = self._gathered.get(stream, (None, 0.0, None))
+            if facts is None or before != asked or time.monotonic() - at > FRESH_S:
+                facts = gather(lake, said, contract, windows, new, rises)
+                self._gathered[stream] = asked, time.monotonic(), facts
+            return facts
+
+        return facts_of
 
     def _publish_generation_0(self, contract: Contract) -> Generation:
         """What the contract alone can give: the champion that every later generation is measured against."""
@@ -97,7 +131,7 @@ class Trainer:
         log.info("%s is published: it knows the contract only", generation.model)
         return generation
 
-    def _train(self, contract: Contract, champion: Generation, new: Sequence[Window]) -> None:
+    def _train(self, contract: Contract, champion: Generation, new: Sequence[Window], trigger: str) -> None:
         """Make the next challenger from the windows that its champion has not seen, and freeze it."""
         started = time.monotonic()
         version = self._ledger.next_version(contract.stream)
@@ -122,7 +156,15 @@ class Trainer:
             base_digest=None,
             made_with=made_with(),
         )
-        log.info("%s: training on %d new and %d older rows", manifest.model, selection.new, selection.replayed)
+        log.info(
+            "%s: training on %d new and %d older rows, set off by %s",
+            manifest.model,
+            selection.new,
+            selection.replayed,
+            trigger,
+        )
+        if contract.training.cohort == "observed":
+            log.warning("%s: learns from whatever labels came first: %s", manifest.model, OBSERVED_WARNING)
         digest, failure = find_frozen(self._store, run_id), ""
         if digest is None:
             try:
@@ -139,6 +181,7 @@ class Trainer:
             rows_new=selection.new,
             rows_replayed=selection.replayed,
             seed=contract.training.seed,
+            trigger=trigger,
             selection=selection.counts,
             learned_until=selection.until,
             digest=digest,

@@ -113,7 +113,7 @@ class Books:
                 "trainable": trainable,
                 "coverage": 1.0,
                 "reached": [self._offset],
-                "sealed_at": to_time,
+                "sealed_at": datetime.now(UTC),
             }
             lake.append({"windows": pa.Table.from_pylist([window], TABLES["windows"])})
         self._from = to_time
