@@ -7,8 +7,8 @@
         labels.json           its classes, in the order of the head's rows
         head.safetensors      `bias` [classes] and, unless it is a constant model, `weight` [classes, dimensions]
         calibrator.json       how its logits become probabilities
-        rows.parquet          the rows it was made from, by id; generation 0 has none
         tokenizer/ adapter/   unless it is a constant model; `adapter` (PEFT, fp32) once it was trained
+        rows.parquet          what it learned from: prediction_id, revision, label, part, weight; not of generation 0
         README.md             the model card
 
 The base model is not in it: it never changes, and is known by its own digest. Nothing in a bundle is executable;
@@ -42,7 +42,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """What made a model. It holds no clock time: the same rows, seed and code give the same digest.
 
     `parent` and `parent_digest` name the champion it was trained to replace (None for generation 0). `windows` are all
-    whose rows it has seen, read at lake snapshot `snapshot_id`; `rows_digest` is over the rows' ids and labels.
+    whose rows it has seen, read at lake snapshot `snapshot_id`; `rows_digest` is over what rows.parquet says of each.
+    `selection` counts what was chosen and what was not (docs/training-data.md).
     `base_digest` is None for a constant model, which needs no base. `warm_started`: its weights were begun from the
     parent's. `adapter_scale` is what the adapter's part was multiplied with after training, so that the base's
     abilities are kept; `retention` is how far its correlation on the contract's probe is above the base's.
@@ -67,6 +68,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     warm_started: bool = False
     adapter_scale: float = 1.0
     retention: float | None = None
+    selection: dict[str, int] = {}
     files: dict[str, str] = {}
 
     @property

@@ -21,6 +21,7 @@ from accrual.errors import ContractError, Rejected
 from accrual.expression import Node, evaluator, label_text, parse
 from accrual.label_rule import Label, inconsistencies, summand
 from accrual.quality_rules import Quality, mistakes
+from accrual.training_policy import Control, Triggers, control_mistakes, trigger_mistakes
 
 MAX_ID_LENGTH = 128
 REMEMBERED_VALUES = 20_000  # about a batch
@@ -121,6 +122,8 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `maturity`: the share of the labels to come that must be there before a window is sealed, by the measured delays;
     1 waits for the horizon. `calibration`: the method, or `auto` for the one that rows held out speak for.
     `held_out`: the share of all rows that no generation learns from, so that all can be compared on them.
+    `cohort`: whether rows that are younger than the sealed windows are learned from too (docs/maturity.md).
+    `prefer`, `replay_by`, `balance`, `control`: which rows, and what each counts (docs/training-data.md).
     """
 
     template: str
@@ -136,6 +139,12 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lora: Lora = msgspec.field(default_factory=Lora)
     calibration: Literal["auto", "none", "temperature", "platt", "beta", "isotonic"] = "auto"
     seed: int = 17
+    cohort: Literal["mature", "ipw", "observed"] = "mature"
+    prefer: Literal["newest", "uncertain"] = "newest"
+    replay_by: Literal["random", "label", "slice"] = "random"
+    balance: Literal["none", "sqrt", "equal"] = "none"
+    control: Control | None = None
+    triggers: Triggers = msgspec.field(default_factory=Triggers)
 
 
 class Slices(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -427,6 +436,7 @@ def _inconsistencies(contract: Contract) -> list[tuple[str, str]]:
     if contract.quality is not None:
         found += mistakes(contract.quality, contract.input_types, contract.field_types, classes)
     training, gate = contract.training, contract.gate
+    found += _training_mistakes(contract, placeholders)
     bounds: list[tuple[str, bool, str]] = [
         ("training.window_rows", training.window_rows >= 10, "must be at least 10"),
         ("training.maturity", 0.5 <= training.maturity <= 1, "is a share of the labels to come: 0.5 to 1"),
@@ -455,6 +465,25 @@ def _inconsistencies(contract: Contract) -> list[tuple[str, str]]:
             ("gate.retention.most_loss", 0 < gate.retention.most_loss < 1, "is a correlation: between 0 and 1")
         )
     return found + [(field, problem) for field, fine, problem in bounds if not fine]
+
+
+def _training_mistakes(contract: Contract, in_template: list[str]) -> list[tuple[str, str]]:
+    """Which rows are learned from, and when."""
+    training, inputs = contract.training, contract.input_types
+    found = trigger_mistakes(training.triggers, inputs, contract.quality is not None)
+    for name in ("every", "cooldown"):
+        duration = getattr(training.triggers, name)
+        try:
+            parse_duration(duration or "1d")
+        except ValueError as exc:
+            found.append((f"training.triggers.{name}", str(exc)))
+    if training.control is not None:
+        found += control_mistakes(training.control, inputs, in_template)
+    if training.replay_by == "slice" and not (contract.quality and contract.quality.slices):
+        found.append(("training.replay_by", "`slice` draws by the inputs in quality.slices: name some there"))
+    if training.cohort == "ipw" and training.prefer == "uncertain":
+        found.append(("training.prefer", "`uncertain` with `cohort: ipw`: its weights need a sample drawn at random"))
+    return found
 
 
 def _fields_of(node: Node) -> set[str]:

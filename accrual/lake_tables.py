@@ -94,6 +94,7 @@ TABLES: dict[str, pa.Schema] = {
             ("windows", pa.list_(pa.int32())),
             ("rows", pa.int64()),
             ("published_at", TIME),
+            ("learned_until", TIME),
             ("offset", pa.int64()),
         ]
     ),
@@ -114,6 +115,9 @@ TABLES: dict[str, pa.Schema] = {
             ("seconds", pa.float64()),
             ("retention", pa.float64()),
             ("at", TIME),
+            ("trigger", pa.string()),
+            ("selection", pa.map_(pa.string(), pa.int64())),
+            ("learned_until", TIME),
             ("offset", pa.int64()),
         ]
     ),

@@ -40,7 +40,8 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     """A published model: the champion of its stream from now on.
 
     `model` is `stream@version`, as predictions name it. `bundle` is its folder under the model store;
-    `digest` is the SHA-256 of the manifest, which in turn names every file's. `windows` are those it was trained on.
+    `digest` is the SHA-256 of the manifest, which in turn names every file's. `windows` are those it was trained on;
+    it learned from no prediction of `learned_until` or later (None: of no window after those).
     """
 
     v: int = VERSION
@@ -54,12 +55,15 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     windows: list[int]
     rows: int
     published_at: Time
+    learned_until: Time | None = None
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True, tag="run", tag_field="type"):
     """One training run, written at each change of `state`; the last record of a `run_id` holds.
 
     `retention`: how far the model's correlation on the contract's probe is above the base model's, mostly below 0.
+    `trigger`: what set it off. `selection`: how many rows were chosen, and how many not and why. `learned_until`: as of
+    a `Generation`. `seconds` is what training took, `at` when the state was said.
     """
 
     v: int = VERSION
@@ -78,6 +82,9 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, tag="run", tag_field="type"
     seconds: float
     retention: float | None = None
     at: Time
+    trigger: str = ""
+    selection: dict[str, int] = {}
+    learned_until: Time | None = None
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True, tag="evaluation", tag_field="type"):

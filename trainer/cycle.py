@@ -14,33 +14,39 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 import msgspec
+import numpy as np
 
 from accrual.bundle import Manifest, read_manifest
 from accrual.config import Config
 from accrual.contract import Contract
 from accrual.encoder import Encoder, base_folder
-from accrual.lake import open_lake
+from accrual.lake import Lake, open_lake
 from accrual.ledger import Generation, Run
 from accrual.predictor import Predictor
 from accrual.scores import indices_of
 from accrual.signing import load_or_make_signing_key
+from accrual.training_policy import OBSERVED_WARNING
 from trainer.calibrate import calibrate
 from trainer.evaluate import Scored, by_slice, calibration_error_of, gains_of, learned_from, score
 from trainer.finetune import TrainingFailed, fine_tune
 from trainer.freeze import find_frozen, freeze, freeze_generation_0, made_with
 from trainer.gate import judge
+from trainer.plan import gather, plan_of, rises_of
 from trainer.publish import Ledger
 from trainer.retention import keep_abilities, read_probe
 from trainer.select import Selection, Window, rows_of, sealed_windows, select
 from trainer.tracking import Tracking
+from trainer.triggers import Facts
 
 log = logging.getLogger(__name__)
 
+FRESH_S = 60.0
 _STATE = {"promote": "promoted", "reject": "rejected", "wait": "waiting"}
 
 
@@ -62,11 +68,18 @@ class Trainer:
             for contract in contracts.values()
             if contract.gate.retention is not None
         }
+        self._asked_for: set[str] = set()
+        self._waits: dict[str, str] = {}  # what was logged last, but for the figures in it
+        self._gathered: dict[str, tuple[tuple[int, int], float, Facts]] = {}
         self._loaded: dict[str, Predictor] = {}
         self._scored: dict[tuple[str, int], Scored] = {}  # by bundle and window, of the challengers that wait
 
+    def ask_for(self, stream: str) -> None:
+        """Train this stream once, whatever its triggers say, as soon as no challenger has a window to be judged on."""
+        self._asked_for.add(stream)
+
     def next_step(self, stream: str) -> bool:
-        """Take the next step of a stream's story; False when it must wait for a window to be sealed.
+        """Take the next step of a stream's story; False when it must wait, most often for a window to be sealed.
 
         Raises LakeUnavailable, BrokerUnavailable (try again), BundleError (a published bundle is gone or altered).
         """
@@ -74,18 +87,40 @@ class Trainer:
         champion = self._ledger.champion(stream) or self._publish_generation_0(contract)
         with open_lake(self._config) as lake:
             windows = sealed_windows(lake, stream)
+            facts_of = self._facts(lake, contract, windows)
+            plan = plan_of(
+                self._ledger, contract, windows, facts_of, datetime.now(UTC), by_hand=stream in self._asked_for
+            )
+        if plan.step == "wait":
+            kind = re.sub("[0-9.,]", "", plan.reason)
+            if self._waits.get(stream) != kind:
+                log.info("%s waits: %s", stream, plan.reason)
+            self._waits[stream] = kind
+            return False
         challenger = self._ledger.challenger(stream)
         if challenger is not None:
-            known = {*challenger.windows, *champion.windows, *self._ledger.judged(challenger.run_id)}
-            later = [window for window in windows if window.window > max(known)]
-            if later:
-                self._judge(contract, champion, challenger, windows, later[0])
-            return bool(later)
-        new = [window for window in windows if window.window > max(champion.windows, default=0)]
-        if not new or new[-1].window <= self._ledger.last_tried(stream):
-            return False
-        self._train(contract, champion, new)
+            self._judge(contract, champion, challenger, windows, plan.windows[0])
+        else:
+            self._asked_for.discard(stream)
+            self._train(contract, champion, plan.windows, plan.reason)
         return True
+
+    def _facts(self, lake: Lake, contract: Contract, windows: Sequence[Window]) -> Callable[[Sequence[Window]], Facts]:
+        """What triggers ask for, gathered when it is asked for, and again of the same windows after a minute."""
+        said, stream = self._ledger, contract.stream
+
+        def rises(now: Window) -> tuple[float | None, float | None]:
+            return rises_of(said, stream, lambda champion: self._score(contract, champion.bundle, [now])[0])
+
+        def facts_of(new: Sequence[Window]) -> Facts:
+            asked = new[-1].window, said.last_tried(stream)
+            before, at, facts = self._gathered.get(stream, (None, 0.0, None))
+            if facts is None or before != asked or time.monotonic() - at > FRESH_S:
+                facts = gather(lake, said, contract, windows, new, rises)
+                self._gathered[stream] = asked, time.monotonic(), facts
+            return facts
+
+        return facts_of
 
     def _publish_generation_0(self, contract: Contract) -> Generation:
         """What the contract alone can give: the champion that every later generation is measured against."""
@@ -106,7 +141,7 @@ class Trainer:
         log.info("%s is published: it knows the contract only", generation.model)
         return generation
 
-    def _train(self, contract: Contract, champion: Generation, new: Sequence[Window]) -> None:
+    def _train(self, contract: Contract, champion: Generation, new: Sequence[Window], trigger: str) -> None:
         """Make the next challenger from the windows that its champion has not seen, and freeze it."""
         started = time.monotonic()
         version = self._ledger.next_version(contract.stream)
@@ -125,12 +160,21 @@ class Trainer:
             rows_new=selection.new,
             rows_replayed=selection.replayed,
             rows_digest=selection.digest,
+            selection=selection.counts,
             seed=contract.training.seed,
             base=contract.training.base_model or self._config.models.base,
             base_digest=None,
             made_with=made_with(),
         )
-        log.info("%s: training on %d new and %d older rows", manifest.model, selection.new, selection.replayed)
+        log.info(
+            "%s: training on %d new and %d older rows, set off by %s",
+            manifest.model,
+            selection.new,
+            selection.replayed,
+            trigger,
+        )
+        if contract.training.cohort == "observed":
+            log.warning("%s: learns from whatever labels came first: %s", manifest.model, OBSERVED_WARNING)
         digest, failure = find_frozen(self._store, run_id), ""
         if digest is None:
             try:
@@ -148,6 +192,9 @@ class Trainer:
             rows_new=selection.new,
             rows_replayed=selection.replayed,
             seed=contract.training.seed,
+            trigger=trigger,
+            selection=selection.counts,
+            learned_until=selection.until,
             digest=digest,
             state="trained" if digest else "failed",
             reason=failure or f"frozen{_kept(frozen)}; the next sealed window judges it",
@@ -164,7 +211,9 @@ class Trainer:
         encoder = Encoder.load(base_folder(manifest.base), contract.training.max_tokens)
         texts, labels = [row.text for row in selection.learn], [row.label for row in selection.learn]
         before = self._predictor(champion.bundle)
-        tuned = fine_tune(encoder, texts, labels, before.classes, contract.training, manifest.seed)
+        weights = [row.weight for row in selection.learn]
+        tuned = fine_tune(encoder, texts, labels, before.classes, contract.training, manifest.seed, weights)
+        tuned.bias += np.array([selection.shift.get(name, 0.0) for name in tuned.classes], dtype=np.float32)
         if contract.gate.retention is not None:
             base = Encoder.load(base_folder(manifest.base), contract.training.max_tokens)
             probe, most_loss = self._probes[contract.stream], contract.gate.retention.most_loss
@@ -173,7 +222,7 @@ class Trainer:
         logits = tuned.logits([row.text for row in selection.calibrate])
         truth = indices_of([row.label for row in selection.calibrate], tuned.classes)
         calibrator = calibrate(logits, truth, contract.training.calibration, before.calibrator)
-        return freeze(self._store, self._key, contract, manifest, tuned, calibrator)
+        return freeze(self._store, self._key, contract, manifest, tuned, calibrator, selection.rows)
 
     def _judge(
         self, contract: Contract, champion: Generation, challenger: Run, windows: Sequence[Window], now: Window
@@ -275,4 +324,5 @@ def _generation(run: Run, at: datetime) -> Generation:
         windows=run.windows,
         rows=run.rows_new + run.rows_replayed,
         published_at=at,
+        learned_until=run.learned_until,
     )

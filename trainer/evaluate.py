@@ -16,7 +16,8 @@ from accrual import scores
 from accrual.bundle import lineage
 from accrual.ledger import Evaluation, SliceScores
 from accrual.predictor import Predictor
-from trainer.select import Row, Window
+from trainer.select import Window
+from trainer.weigh import Row
 
 MOST_SLICES = 100  # a field of many values by mistake must not make an entry that no broker takes
 

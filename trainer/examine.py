@@ -13,7 +13,7 @@ from accrual import scores
 from accrual.ledger import Bin
 from accrual.predictor import Predictor
 from trainer.error_slices import SliceChange, clusters, slice_changes
-from trainer.select import Row
+from trainer.weigh import Row
 
 WORST = 25
 GROUPS = 12

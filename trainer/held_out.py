@@ -7,7 +7,7 @@ them: it judges on windows that are later than all that was learned.
 
 from __future__ import annotations
 
-HELD_OUT = "left(md5(prediction_id || ':held out'), 8) < ?"
+HELD_OUT = "left(md5(prediction_id || ':held out'), 8) < $held_out"
 
 
 def held_out_below(share: float) -> str:

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from accrual import scores
 from accrual.predictor import Predictor
 from trainer.generations import Candidate
-from trainer.select import Row, Window
+from trainer.select import Window
+from trainer.weigh import Row
 
 
 class Matrix(msgspec.Struct, frozen=True):

@@ -13,6 +13,7 @@ from accrual.contract_change import breaking_changes
 from accrual.errors import ConfigError, ContractError
 from accrual.label_rule import Label
 from accrual.registry import incompatibilities, register, schemas_of
+from accrual.training_policy import OBSERVED_WARNING
 
 app = typer.Typer(
     help="Contracts: what a stream's events hold, what the label is, when it is final.", no_args_is_help=True
@@ -43,6 +44,8 @@ def check(
         if (registry := load_config().registry.url) and (problems := incompatibilities(registry, contract)):
             raise ContractError(f"{path}: the Schema Registry refuses it:\n  " + "\n  ".join(problems))
         typer.echo(f"{path}: fine. {_in_words(contract)}")
+        if contract.training.cohort == "observed":
+            typer.secho(f"{path}: warning: {OBSERVED_WARNING}", fg=typer.colors.YELLOW, err=True)
 
 
 @app.command("register", epilog="Example:  accrual contract register schemas/contracts/credit-risk.yaml")

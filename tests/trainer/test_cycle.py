@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,9 +14,10 @@ from typing import Any
 
 import msgspec
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from accrual.bundle import read_manifest, verify_bundle
+from accrual.bundle import ROWS, read_manifest, verify_bundle
 from accrual.config import Config, load_config
 from accrual.contract import Contract, Retention, load_contracts
 from accrual.errors import ContractError
@@ -170,6 +172,11 @@ def test_a_challenger_is_frozen_judged_on_the_next_window_and_published(world: W
     folder = world.config.model_store / generations[-1].bundle
     manifest = verify_bundle(folder, world.config.public_key)
     assert (manifest.parent, manifest.windows, manifest.rows_new) == ("desk@0", [1], 60)
+    rows = pq.read_table(folder / ROWS).to_pylist()
+    assert {row["prediction_id"] for row in rows} == {f"p-{n}" for n in range(60)}
+    assert Counter(row["part"] for row in rows) == {"new": 53, "calibrate": 7}
+    assert ROWS in manifest.files
+    assert manifest.selection == runs[-1].selection | {"new": 53, "replay": 0}
     [output] = Predictor.load(folder, world.config).predict([{"text": "What is the exchange rate today?"}])
     assert output.label == "exchange_rate"
     assert sum(output.probabilities.values()) == pytest.approx(1.0, abs=1e-4)
