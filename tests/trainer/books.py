@@ -31,7 +31,7 @@ label: {field: result}
 horizon: 1d
 on_expiry: good
 disorder: 0s
-training: {template: "{text}", window_rows: 10%s}
+training: {template: "{text}", window_rows: 10, held_out: 0%s}
 quality: {slices: [queue]}
 """
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from accrual.contract import Lora, Training
 from accrual.encoder import Encoder, base_folder
-from accrual.predictor import softmax
+from accrual.calibrator import softmax
 from accrual.training_policy import Control
 from trainer.cohort import MOST_WEIGHT, arrival_weights
 from trainer.finetune import fine_tune
