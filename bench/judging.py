@@ -24,7 +24,7 @@ from trainer.retention import SCALES, cosines, read_probe, retained, scale_adapt
 CONTRACTS = Path(__file__).parents[1] / "schemas" / "contracts"
 LEARN, KEPT_BACK, AFTER = 1000, 500, 1000  # rows, in this order
 METHODS: tuple[Literal["auto"] | Method, ...] = ("none", "temperature", "platt", "beta", "isotonic", "auto")
-FIGURES = (scores.log_loss, scores.accuracy, scores.ece, scores.calibration_error)
+FIGURES = (scores.brier, scores.log_loss, scores.accuracy, scores.ece, scores.calibration_error)
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def _calibration() -> None:
-    print("stream | calibrated on | method | log-loss | accuracy | ECE | calibration error")
+    print("stream | calibrated on | method | Brier | log-loss | accuracy | ECE | calibration error")
     for module in (support_intents, credit_risk):
         contract, texts, labels = _rows(module)
         tuned = _tuned(contract, texts, labels)
