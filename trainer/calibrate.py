@@ -6,6 +6,11 @@ Freedom costs rows: isotonic on a small window of banking77 lowered accuracy fro
 temperature of the window before lowered the calibration error from 0.059 to 0.051. So a method is taken only if on
 rows held out it beats the simpler one by more than chance, and gets no fewer of them right. The loss that it was fitted
 with says nothing, since more freedom always lowers that.
+
+What is fitted, and compared, is the log-loss of "the likeliest class is the label": of two classes that is their
+log-loss, and of many it also knows the rows whose label is none of the model's classes, since a new intent has opened.
+Leaving these out, as they have no probability of their own, made models too sure of what they would meet
+(docs/judging.md has the measurement).
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from scipy.optimize import minimize, minimize_scalar
 from sklearn.isotonic import IsotonicRegression
 
 from accrual.calibrator import Calibrator, Method, Sigmoid, Steps, softmax
-from accrual.scores import OUTSIDE, SMALLEST, accuracy, log_loss, log_loss_per_row
+from accrual.scores import SMALLEST, accuracy
 
 COLDEST, HOTTEST = 0.05, 20.0
 FEWEST_ROWS = 20  # fewer say too little: the champion's temperature stays
@@ -39,14 +44,9 @@ def calibrate(
     method: Literal["auto"] | Method = "auto",
     champion: Calibrator | None = None,
 ) -> Calibrator:
-    """The calibrator of `method`, or with `auto` the one that rows held out speak for. Rows are in order of time.
-
-    Rows whose label is outside the classes are left out: no calibrator gives them a probability.
-    """
+    """The calibrator of `method`, or with `auto` the one that rows held out speak for. Rows are in order of time."""
     if method == "none":
         return Calibrator(method="none")
-    inside = truth != OUTSIDE
-    logits, truth = logits[inside], truth[inside]
     carried = _carried(champion)
     if len(truth) < FEWEST_ROWS:
         return carried or Calibrator()
@@ -63,6 +63,13 @@ def calibrate(
         if _beats(tried, held_out, truth):
             best, held_out = candidate, tried
     return best if isinstance(best, Calibrator) else _fitted(best, logits, truth)
+
+
+def loss_per_row(probabilities: Floats, truth: Truth) -> Floats:
+    """-ln of the probability that was given to what came of the likeliest class: it was the label, or it was not."""
+    sure = np.clip(probabilities.max(axis=1), SMALLEST, 1 - SMALLEST)
+    right = probabilities.argmax(axis=1) == truth
+    return np.asarray(-np.where(right, np.log(sure), np.log1p(-sure)), dtype=np.float64)
 
 
 def _carried(champion: Calibrator | None) -> Calibrator | None:
@@ -83,7 +90,7 @@ def _held_out(method: Method, logits: Logits, truth: Truth) -> Floats:
 
 def _beats(more: Floats, less: Floats, truth: Truth) -> bool:
     """Whether the method with more freedom wins by more than chance, and gets no fewer rows right."""
-    gain = log_loss_per_row(less, truth) - log_loss_per_row(more, truth)
+    gain = loss_per_row(less, truth) - loss_per_row(more, truth)
     error = gain.std(ddof=1) / math.sqrt(len(gain))
     return bool(gain.mean() > CHANCE * error and accuracy(more, truth) >= accuracy(less, truth))
 
@@ -101,9 +108,9 @@ def _fitted(method: Method, logits: Logits, truth: Truth) -> Calibrator:
 
 
 def _temperature(logits: Logits, truth: Truth) -> float:
-    """The temperature in [COLDEST, HOTTEST] with the lowest log-loss, which has one minimum along it."""
+    """The temperature in [COLDEST, HOTTEST] with the lowest loss."""
     found = minimize_scalar(
-        lambda logarithm: log_loss(softmax(logits, math.exp(logarithm)), truth),
+        lambda logarithm: loss_per_row(softmax(logits, math.exp(logarithm)), truth).mean(),
         bounds=(math.log(COLDEST), math.log(HOTTEST)),
         method="bounded",
     )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from accrual import scores
 from accrual.calibrator import Calibrator, Sigmoid, Steps, softmax
-from trainer.calibrate import FEWEST_ROWS, calibrate
+from trainer.calibrate import FEWEST_ROWS, calibrate, loss_per_row
 
 METHODS = ["temperature", "platt", "beta", "isotonic"]
 
@@ -123,11 +123,28 @@ def test_without_rows_and_without_a_champion_that_was_fitted_logits_are_taken_as
     assert calibrate(*many, method="none").probabilities(logits) == pytest.approx(softmax(logits, 1.0))
 
 
-def test_labels_outside_the_classes_are_left_out() -> None:
-    logits, truth = two_classes(400, 11, scale=2.0)
-    with_others = np.where(np.arange(400) % 10 == 0, scores.OUTSIDE, truth)
-    kept = with_others != scores.OUTSIDE
-    assert calibrate(logits, with_others) == calibrate(logits[kept], truth[kept])
+def test_labels_outside_the_classes_make_a_model_less_sure() -> None:
+    """One in five rows is of a class that the model does not know; of the rows that follow too."""
+
+    def with_others(seed: int) -> tuple[np.ndarray, np.ndarray]:
+        logits, truth = many_classes(2000, seed, scale=1.0)
+        return logits, np.where(np.arange(2000) % 5 == 0, scores.OUTSIDE, truth)
+
+    logits, truth = with_others(11)
+    known = truth != scores.OUTSIDE
+    fitted, without = calibrate(logits, truth), calibrate(logits[known], truth[known])
+    assert fitted.temperature > 1.2 > without.temperature
+    later, then = with_others(13)
+    said, said_without = fitted.probabilities(later), without.probabilities(later)
+    assert scores.calibration_error(said, then) < scores.calibration_error(said_without, then) / 2
+    assert scores.brier(said, then) < scores.brier(said_without, then)
+
+
+@given(st.integers(0, 1000))
+def test_of_two_classes_the_loss_is_their_log_loss(seed: int) -> None:
+    logits, truth = two_classes(20, seed)
+    said = softmax(logits, 1.0)
+    assert loss_per_row(said, truth) == pytest.approx(scores.log_loss_per_row(said, truth))
 
 
 def test_a_bundles_calibrator_of_before_is_read_as_it_was_meant() -> None:

@@ -294,14 +294,15 @@ def test_a_challenger_that_loses_what_the_base_could_do_is_a_recorded_failure(wo
     probe.write_text("".join(PAIRS.read_text(encoding="utf-8").splitlines(keepends=True)[:60]))
     contract = world.contracts[STREAM]
 
-    def step(most_loss: float) -> Run:
+    def step(most_loss: float, learning_rate: float) -> Run:
         gate = msgspec.structs.replace(contract.gate, retention=Retention(str(probe), most_loss))
-        world.contracts[STREAM] = msgspec.structs.replace(contract, gate=gate)
+        training = msgspec.structs.replace(contract.training, learning_rate=learning_rate)
+        world.contracts[STREAM] = msgspec.structs.replace(contract, gate=gate, training=training)
         world.seal()
         world.finish()
         return world.said()[0][-1]
 
-    failed, trained = step(1e-9), step(0.5)
+    failed, trained = step(0.01, learning_rate=0.1), step(0.5, learning_rate=0.001)
     assert failed.state == "failed"
     assert "abilities are lost" in failed.reason
     assert trained.state == "trained"
