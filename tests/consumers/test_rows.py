@@ -57,6 +57,7 @@ def test_each_kind_of_record_becomes_a_row_of_its_table(world: World) -> None:
         reason="",
         seconds=1.5,
         at=AT,
+        selection={"new": 1, "replay": 2},
     )
     evaluation = Evaluation(
         stream=STREAM,
@@ -108,6 +109,7 @@ def test_each_kind_of_record_becomes_a_row_of_its_table(world: World) -> None:
     assert [r["values"] for r in tables["ground_truth_history"].to_pylist()] == [bytes(o.values).decode(), None]
     assert tables["dead_letters"].to_pylist()[0]["value"] == b"\x00\xff"
     assert tables["runs"].to_pylist()[0]["windows"] == [1, 2]
+    assert tables["runs"].to_pylist()[0]["selection"] == [("new", 1), ("replay", 2)]
 
 
 def test_a_time_in_another_zone_has_the_day_of_utc(world: World) -> None:
