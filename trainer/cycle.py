@@ -3,7 +3,7 @@
     wait for a sealed window
     is a challenger waiting?   evaluate it on that window, beside the champion and generation 0
                                gate: promote, reject or wait; publish
-    otherwise                  select rows, fine-tune, keep the base's abilities, calibrate on later rows, freeze
+    otherwise, if it is time   select rows, fine-tune, keep the base's abilities, calibrate on later rows, freeze
 
 so that every challenger is frozen before the window that judges it, and is judged only on rows that neither it nor its
 champion has learned from. Each step ends in the ledger; a trainer that is killed anywhere starts again with the step

@@ -12,7 +12,7 @@ from accrual.lake import Lake
 from accrual.ledger import Evaluation, Generation, Run
 
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
-_NESTED = ("intervals", "reliability", "slices", "selection")  # JSON text in the lake
+_NESTED = ("intervals", "reliability", "slices")  # JSON text in the lake
 _OF = "($stream::varchar is null or stream = $stream)"
 
 
@@ -111,7 +111,7 @@ def _read(lake: Lake, query: str, asked: Mapping[str, object], kind: type[_Struc
     required = {field.name for field in msgspec.structs.fields(kind) if field.required}
     rows = [
         {
-            name: msgspec.json.decode(value) if name in _NESTED else value
+            name: msgspec.json.decode(value) if name in _NESTED else dict(value) if name == "selection" else value
             for name, value in row.items()
             if value is not None or name in required
         }

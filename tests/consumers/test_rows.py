@@ -58,6 +58,7 @@ def test_each_kind_of_record_becomes_a_row_of_its_table(world: World) -> None:
         reason="",
         seconds=1.5,
         at=AT,
+        selection={"new": 1, "replay": 2},
     )
     evaluation = Evaluation(
         stream=STREAM,
@@ -112,6 +113,7 @@ def test_each_kind_of_record_becomes_a_row_of_its_table(world: World) -> None:
     assert [r["values"] for r in tables["ground_truth_history"].to_pylist()] == [bytes(o.values).decode(), None]
     assert tables["dead_letters"].to_pylist()[0]["value"] == b"\x00\xff"
     assert tables["runs"].to_pylist()[0]["windows"] == [1, 2]
+    assert tables["runs"].to_pylist()[0]["selection"] == [("new", 1), ("replay", 2)]
     [judged] = tables["evaluations"].to_pylist()
     assert [json.loads(judged[name]) for name in ("intervals", "reliability", "slices")] == [
         {"brier": [0.05, 0.15]},

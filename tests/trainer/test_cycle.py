@@ -29,7 +29,8 @@ from accrual.ledger import Evaluation, Generation, Run, decode_generation, decod
 from accrual.predictor import Predictor
 from trainer import cycle
 from trainer.cycle import Trainer
-from trainer.publish import Ledger
+from trainer.dry_run import foretell
+from trainer.publish import Ledger, Said
 from trainer.select import held_out_rows, rows_of, sealed_windows, select
 
 STREAM = "desk"
@@ -317,6 +318,60 @@ def test_a_probe_that_is_not_there_is_said_when_the_trainer_starts(world: World)
     world.contracts[STREAM] = msgspec.structs.replace(contract, gate=gate)
     with pytest.raises(ContractError, match=r"gate\.retention\.probe"):
         world.trainer()
+
+
+def test_triggers_hold_runs_back_and_say_what_set_one_off_and_a_person_may_ask(world: World) -> None:
+    path = Path(world.config.contracts) / "desk.yaml"
+    path.write_text(path.read_text().replace("epochs: 1,", "epochs: 1, triggers: {rows: 100},"))
+    world.contracts = load_contracts(Path(world.config.contracts))
+    world.seal()
+    world.finish()
+    assert world.said()[0] == [], "60 rows of 100"
+    world.seal()
+    world.finish()
+    runs, _, _ = world.said()
+    assert [(r.version, r.windows, r.trigger) for r in runs] == [(1, [1, 2], "rows: 120 of 100")]
+    assert runs[0].selection["new"] + runs[0].selection["calibrate"] == runs[0].rows_new
+
+    world.seal()
+    trainer = world.trainer()
+    trainer.ask_for(STREAM)
+    assert trainer.next_step(STREAM), "the challenger is judged first"
+    assert trainer.next_step(STREAM)
+    assert not trainer.next_step(STREAM), "once is enough"
+    runs, _, _ = world.said()
+    assert [r.trigger for r in runs if r.version == 2] == ["by hand"]
+
+
+def test_who_asks_for_a_run_that_fails_has_asked_once(world: World) -> None:
+    world.seal(rows=1)
+    trainer = world.trainer()
+    trainer.ask_for(STREAM)
+    assert trainer.next_step(STREAM)
+    assert not trainer.next_step(STREAM)
+    assert [r.state for r in world.said()[0]] == ["failed"]
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(world: World) -> None:
+    trainer = world.trainer()
+    contract = world.contracts[STREAM]
+
+    def foretold(by_hand: bool = False) -> str:
+        before, files = world.said(), sorted(world.config.state_dir.rglob("*.json"))
+        said = foretell(world.config, Said(world.config), contract, by_hand)
+        assert world.said() == before
+        assert sorted(world.config.state_dir.rglob("*.json")) == files
+        return said
+
+    assert foretold() == "desk: would wait: for a sealed window"
+    world.seal()
+    expected = "desk: would train desk@1 on window 1, set off by {}\n  rows: 53 new, 7 calibrate"
+    assert foretold() == expected.format("a new sealed window")
+    assert foretold(by_hand=True) == expected.format("by hand")
+    assert trainer.next_step(STREAM), "it was not fenced"
+    assert foretold() == "desk: would wait: for a sealed window, which judges desk@1"
+    world.seal()
+    assert foretold() == "desk: would judge: window 2 judges desk@1"
 
 
 class _Killed(BaseException):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import msgspec
 import pytest
 
-from accrual.contract import Contract
+from accrual.contract import Contract, load_contract
 from accrual.erasure import erase, subject_of
 from accrual.errors import ContractError
 from accrual.lake import open_lake, open_lake_for_writing
@@ -241,16 +241,15 @@ def test_the_time_of_a_run_is_when_it_was_said_first() -> None:
         ("{row: 10}", "unknown field `row`"),
     ],
 )
-def test_a_trigger_that_makes_no_sense_is_named(books: Books, triggers: str, problem: str) -> None:
+def test_a_trigger_that_makes_no_sense_is_named(tmp_path: Path, triggers: str, problem: str) -> None:
     with pytest.raises(ContractError, match=problem):
-        books.contract(f"triggers: {triggers}")
+        Books(tmp_path).contract(f"triggers: {triggers}")
 
 
-def test_drift_needs_what_measures_it(books: Books) -> None:
+def test_drift_needs_what_measures_it(tmp_path: Path) -> None:
+    books = Books(tmp_path)
     books.contract("triggers: {drift: {most: 0.2}}")
     path = books.folder / "cases.yaml"
     path.write_text(path.read_text().replace("quality: {slices: [queue]}", ""))
-    from accrual.contract import load_contract
-
     with pytest.raises(ContractError, match=r"is measured by `quality`: add that section, it may be `\{\}`"):
         load_contract(path)

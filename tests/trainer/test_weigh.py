@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from accrual.calibrator import softmax
 from accrual.contract import Lora, Training
 from accrual.encoder import Encoder, base_folder
-from accrual.calibrator import softmax
 from accrual.training_policy import Control
 from trainer.cohort import MOST_WEIGHT, arrival_weights
 from trainer.finetune import fine_tune
