@@ -25,7 +25,7 @@ def support() -> Contract:
 
 
 def test_the_shipped_contracts_are_valid() -> None:
-    assert set(load_contracts(SHIPPED)) == {"credit-risk", "support-intents"}
+    assert set(load_contracts(SHIPPED)) == {"assistant-intents", "credit-risk", "support-intents"}
 
 
 @pytest.mark.parametrize(
