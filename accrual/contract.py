@@ -109,27 +109,11 @@ class Join(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Lora(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) on the linear maps of the top `layers` layers.
-
-    `targets`: only maps of these names (`query`); empty means all. `modules_to_save`: further modules of the base that
-    are trained whole. `rslora` (Kalajdzievski 2023, arXiv:2312.03732) scales by the root of the rank, `dora` (Liu et
-    al. 2024, arXiv:2402.09353) learns magnitudes apart.
-    """
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) on the linear maps of the top `layers` layers."""
 
     rank: int = 8
     alpha: int = 16
     layers: int = 2
-    targets: list[str] = []
-    modules_to_save: list[str] = []
-    rslora: bool = False
-    dora: bool = False
-
-
-class EarlyStopping(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Training ends when the loss on the latest `share` of the rows, set apart, was no better for `patience` epochs."""
-
-    share: float = 0.1
-    patience: int = 1
 
 
 class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -138,8 +122,6 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `maturity`: the share of the labels to come that must be there before a window is sealed, by the measured delays;
     1 waits for the horizon. `calibration`: the method, or `auto` for the one that rows held out speak for.
     `held_out`: the share of all rows that no generation learns from, so that all can be compared on them.
-    `start`: whether training goes on from the champion's adapter and head. `accumulate`: batches in a step.
-    `checkpoint_every`: so many steps are lost at most when the trainer is killed.
     `cohort`: whether rows that are younger than the sealed windows are learned from too (docs/maturity.md).
     `prefer`, `replay_by`, `balance`, `control`: which rows, and what each counts (docs/training-data.md).
     """
@@ -155,10 +137,6 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     learning_rate: float = 1e-3
     max_tokens: int = 128
     lora: Lora = msgspec.field(default_factory=Lora)
-    start: Literal["base", "champion"] = "base"
-    accumulate: int = 1
-    early_stopping: EarlyStopping | None = None
-    checkpoint_every: int = 50
     calibration: Literal["auto", "none", "temperature", "platt", "beta", "isotonic"] = "auto"
     seed: int = 17
     cohort: Literal["mature", "ipw", "observed"] = "mature"
@@ -472,19 +450,6 @@ def _inconsistencies(contract: Contract) -> list[tuple[str, str]]:
             "training.lora",
             training.lora.rank >= 1 and training.lora.layers >= 1,
             "rank and layers must be at least 1",
-        ),
-        ("training.accumulate", training.accumulate >= 1, "must be at least 1"),
-        ("training.checkpoint_every", training.checkpoint_every >= 1, "must be at least 1"),
-        (
-            "training.early_stopping",
-            training.early_stopping is None
-            or (0 < training.early_stopping.share < 0.5 and training.early_stopping.patience >= 0),
-            "share is a share of the rows, below 0.5; patience must be at least 0",
-        ),
-        (
-            "training.lora.dora",
-            not training.lora.dora or gate.retention is None,
-            "cannot be combined with gate.retention: the guard's lever scales the adapter, and DoRA's part is no sum",
         ),
         ("gate.alpha", 0 < gate.alpha < 1, "is a probability: between 0 and 1"),
         ("gate.patience", gate.patience >= 1, "must be at least 1"),

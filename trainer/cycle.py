@@ -18,7 +18,6 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -33,10 +32,9 @@ from accrual.predictor import Predictor
 from accrual.scores import indices_of
 from accrual.signing import load_or_make_signing_key
 from accrual.training_policy import OBSERVED_WARNING
-from trainer.adapter import TrainingFailed
 from trainer.calibrate import calibrate
 from trainer.evaluate import Scored, by_slice, calibration_error_of, gains_of, learned_from, score
-from trainer.finetune import Start, fine_tune
+from trainer.finetune import TrainingFailed, fine_tune
 from trainer.freeze import find_frozen, freeze, freeze_generation_0, made_with
 from trainer.gate import judge
 from trainer.plan import gather, plan_of, rises_of
@@ -205,7 +203,6 @@ class Trainer:
             at=datetime.now(UTC),
         )
         self._ledger.say([run])
-        self._checkpoint(run_id).unlink(missing_ok=True)
         self._tracking.log(run)
         log.info("%s: %s after %.1f s: %s", manifest.model, run.state, run.seconds, run.reason)
 
@@ -215,12 +212,7 @@ class Trainer:
         texts, labels = [row.text for row in selection.learn], [row.label for row in selection.learn]
         before = self._predictor(champion.bundle)
         weights = [row.weight for row in selection.learn]
-        start = self._start(contract, champion.bundle)
-        manifest = msgspec.structs.replace(manifest, warm_started=start is not None)
-        checkpoint = self._checkpoint(manifest.run_id)
-        tuned = fine_tune(
-            encoder, texts, labels, before.classes, contract.training, manifest.seed, weights, start, checkpoint
-        )
+        tuned = fine_tune(encoder, texts, labels, before.classes, contract.training, manifest.seed, weights)
         tuned.bias += np.array([selection.shift.get(name, 0.0) for name in tuned.classes], dtype=np.float32)
         if contract.gate.retention is not None:
             base = Encoder.load(base_folder(manifest.base), contract.training.max_tokens)
@@ -231,18 +223,6 @@ class Trainer:
         truth = indices_of([row.label for row in selection.calibrate], tuned.classes)
         calibrator = calibrate(logits, truth, contract.training.calibration, before.calibrator)
         return freeze(self._store, self._key, contract, manifest, tuned, calibrator, selection.rows)
-
-    def _checkpoint(self, run_id: str) -> Path:
-        """The file in which a training that is under way says where it stands."""
-        return self._config.state_dir / "training" / f"{run_id}.safetensors"
-
-    def _start(self, contract: Contract, bundle: str) -> Start | None:
-        """What training goes on from, where the contract says so and the champion was trained."""
-        adapter = self._store / bundle / "adapter"
-        champion = self._predictor(bundle)
-        if contract.training.start == "base" or champion.weight is None or not adapter.is_dir():
-            return None
-        return Start(adapter, champion.weight, champion.bias)
 
     def _judge(
         self, contract: Contract, champion: Generation, challenger: Run, windows: Sequence[Window], now: Window

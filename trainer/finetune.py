@@ -1,55 +1,38 @@
-"""Fine-tune: a linear probe first (`linear_probe.py`), then low-rank adapters and the head together (`adapter.py`).
+"""Fine-tune: a linear probe first, then low-rank adapters and the head together.
 
-    the rows through the frozen layers, once; the probe on the vectors
-    for each epoch, for each batch of rows of like length:
-        forward and backward through the adapted layers, a step of AdamW
-        now and then a checkpoint (`checkpoint.py`)
-    on rows set apart, if the contract says so: is it still getting better?
-
-The same rows and seed give the same weights on the same machine, whether or not training was killed and went on.
-Several processes (`parallel.py`) take a part of every batch each.
+The layers below the adapted ones never change, so their output is computed once for each row and kept in memory; an
+epoch costs the top `lora.layers` layers only. No dropout, so the one pass that fills that cache also gives the
+vectors for the probe. The same rows and seed give the same weights on the same machine.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
-import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from contextlib import contextmanager
+from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch.nn.functional import cross_entropy
 
 from accrual.contract import Training
 from accrual.encoder import Encoder, batches
 from accrual.scores import indices_of
-from trainer import parallel
-from trainer.adapter import Beginning, TrainingFailed, adapt, first_adapted, frozen_states, layers_of, starting_at
-from trainer.checkpoint import Position, load_checkpoint, save_checkpoint
-from trainer.linear_probe import linear_probe
 
 log = logging.getLogger(__name__)
 
-CACHE_BYTES = 1 << 30  # of what the frozen layers made of the rows; beyond it they compute in every epoch
-# A loss so many times the epoch's mean so far, and one more, is a spike: the weights are no longer what they were.
-SPIKE = 10.0
-_SPIKE_AFTER = 20  # steps of the epoch
-_HEAD = "head."
+PROBE_STEPS = 60
+# Of the squared weights, spread over the rows. Many classes with a few rows each want the first. Two classes of which
+# one is rare want the second: on the credit data it beats a constant in 6 of 6 windows, the first in 3.
+PROBE_PENALTIES = (0.05, 1.0, 5.0)
+PROBE_HELD_OUT = 0.15
 
 
-class Start(msgspec.Struct, frozen=True):
-    """What training goes on from instead of the base: the champion's adapter, and its head's `weight` and `bias`."""
-
-    adapter: Path
-    weight: NDArray[np.float32]
-    bias: NDArray[np.float32]
+class TrainingFailed(Exception):
+    """The run cannot give a model; the message says why. A recorded result, not a crash."""
 
 
 class Tuned:
@@ -76,15 +59,12 @@ def fine_tune(
     training: Training,
     seed: int,
     weights: Sequence[float] | None = None,
-    start: Start | None = None,
-    checkpoint: Path | None = None,
 ) -> Tuned:
-    """Train on rows of text and label, oldest first. `classes` come first, labels that are none of them come after.
+    """Train on rows of text and label. `classes` come first, labels that are none of them become further classes.
 
-    `weights`: what each row counts in the loss, against the others; all the same by default. `start`: go on from the
-    champion, whose classes are `classes`. `checkpoint`: a file to go on from, and to write now and then.
-    `encoder` is a fresh copy of the base; it is changed. Raises TrainingFailed when the rows have fewer than two
-    labels, the loss is not finite or jumps, or a single row does not fit into memory.
+    `weights`: what each row counts in the loss, against the others; all the same by default.
+    `encoder` is a fresh copy of the base; it is changed. Raises TrainingFailed when the rows have fewer than two labels
+    or the loss is not finite.
     """
     if len(set(labels)) < 2:
         raise TrainingFailed(f"{len(labels)} rows with {len(set(labels))} label(s): nothing to tell apart")
@@ -94,28 +74,13 @@ def fine_tune(
     counts = torch.tensor(weights if weights is not None else [1.0] * len(labels), dtype=torch.float32)
     counts = counts / counts.mean()
     tokens = encoder.tokenize(texts)
-    first = first_adapted(encoder, training.lora)
-    adapt(encoder, training.lora, start.adapter if start else None)
-    keep = sum(map(len, tokens)) * encoder.model.config.hidden_size * 4 <= CACHE_BYTES
-    states, vectors = frozen_states(encoder, tokens, first, keep)
-    key = _key(texts, labels, known, training, seed, counts)
-    saved = load_checkpoint(checkpoint, key) if checkpoint else None
-    apart = _apart(len(tokens), training)
-    head = torch.nn.Linear(vectors.shape[1], len(known))
-    if saved is None:
-        upto = len(tokens) - apart
-        head = linear_probe(vectors[:upto], truth[:upto], counts[:upto], len(known), seed)
-        if start is not None:
-            with torch.no_grad():
-                head.weight[: len(start.weight)] = torch.from_numpy(start.weight)
-                head.bias[: len(start.bias)] = torch.from_numpy(start.bias)
-    loop = _Loop(encoder, head, tokens, truth, counts, states, training, seed, apart)
-    position = Position() if saved is None else loop.restore(*saved)
-    if states is None:
-        loop.run(position, None, checkpoint, key)
-    else:
-        with starting_at(layers_of(encoder.model), first) as begin:
-            loop.run(position, begin, checkpoint, key)
+    stack = _layers(encoder.model)
+    first = max(0, len(stack) - training.lora.layers)
+    states, vectors = _frozen_states(encoder, tokens, stack, first)
+    head = _probe(vectors, truth, counts, len(known), seed)
+    _adapt(encoder, first, training)
+    with _starting_at(stack, first) as begin:
+        _epochs(encoder, head, tokens, states, truth, counts, begin, training, seed)
     return Tuned(
         encoder,
         known,
@@ -124,189 +89,159 @@ def fine_tune(
     )
 
 
-class _Loop:
-    """The epochs: adapters and head by AdamW, the learning rate falling to zero along a half cosine."""
-
-    def __init__(
-        self,
-        encoder: Encoder,
-        head: torch.nn.Linear,
-        tokens: Sequence[Sequence[int]],
-        truth: torch.Tensor,
-        counts: torch.Tensor,
-        states: list[torch.Tensor] | None,
-        training: Training,
-        seed: int,
-        apart: int,
-    ) -> None:
-        """`apart`: so many of the rows, the latest, only say when to stop."""
-        self._encoder, self._head = encoder, head
-        self._tokens, self._truth, self._counts, self._states = tokens, truth, counts, states
-        self._training, self._seed = training, seed
-        self._learned = len(tokens) - apart
-        named = [(name, p) for name, p in encoder.model.named_parameters() if p.requires_grad]
-        self._trained = dict(named) | {f"{_HEAD}{name}": p for name, p in head.named_parameters()}
-        self._optimizer = torch.optim.AdamW(self._trained.values(), lr=training.learning_rate, weight_decay=0.01)
-        self._lengths = [len(t) for t in tokens[: self._learned]]
-        self._steps_in_epoch = math.ceil(len(list(batches(self._lengths))) / training.accumulate)
-        self._best: dict[str, torch.Tensor] = {}
-        self._most_rows = self._learned  # through the model at once; halved when memory is out
-        self._begin: Beginning | None = None
-
-    def run(self, position: Position, begin: Beginning | None, checkpoint: Path | None, key: str) -> None:
-        """Train from a position to the end. The encoder is left with the weights of the best epoch."""
-        self._begin = begin
-        training = self._training
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
-            task = progress.add_task("training", total=training.epochs * self._steps_in_epoch, completed=position.steps)
-            for epoch in range(position.epoch, training.epochs):
-                for rows in self._batches(epoch, position.in_epoch):
-                    loss = self._step(rows, position)
-                    position = msgspec.structs.replace(
-                        position,
-                        in_epoch=position.in_epoch + 1,
-                        steps=position.steps + 1,
-                        loss=position.loss + loss,
-                    )
-                    progress.update(task, completed=position.steps)
-                    if checkpoint and position.steps % training.checkpoint_every == 0 and parallel.rank() == 0:
-                        save_checkpoint(checkpoint, key, position, self._tensors())
-                mean = position.loss / max(position.in_epoch, 1)
-                position = msgspec.structs.replace(position, epoch=epoch + 1, in_epoch=0, loss=0.0)
-                log.info("epoch %d of %d: loss %.4f", epoch + 1, training.epochs, mean)
-                if training.early_stopping is not None:
-                    position = self._compare(position)
-                    if position.bad > training.early_stopping.patience:
-                        log.info("stopped: no better for %d epochs on the rows set apart", position.bad)
-                        break
-        with torch.no_grad():
-            for name, tensor in self._best.items():
-                self._trained[name].copy_(tensor)
-
-    def restore(self, position: Position, tensors: dict[str, torch.Tensor]) -> Position:
-        """Take weights and the optimizer's state from a checkpoint; its position."""
-        state = self._optimizer.state_dict()
-        with torch.no_grad():
-            for place, (name, parameter) in enumerate(self._trained.items()):
-                parameter.copy_(tensors[name])
-                kept = {of: tensors[f"{of}:{name}"] for of in ("step", "exp_avg", "exp_avg_sq")}
-                state["state"][place] = kept
-                if f"best:{name}" in tensors:
-                    self._best[name] = tensors[f"best:{name}"]
-        self._optimizer.load_state_dict(state)
-        log.info("training goes on after step %d", position.steps)
-        return position
-
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        found = {name: parameter.detach() for name, parameter in self._trained.items()}
-        for name, parameter in self._trained.items():
-            found |= {f"{of}:{name}": value for of, value in self._optimizer.state[parameter].items()}
-        return found | {f"best:{name}": tensor for name, tensor in self._best.items()}
-
-    def _batches(self, epoch: int, after: int) -> Iterator[list[int]]:
-        """The rows of each step of an epoch but the first `after`, in an order that only seed and epoch decide."""
-        chance = np.random.default_rng([self._seed, epoch])
-        mixed = chance.permutation(self._learned)
-        groups = [[int(mixed[i]) for i in group] for group in batches([self._lengths[row] for row in mixed])]
-        order = chance.permutation(len(groups))
-        for step in range(after, self._steps_in_epoch):
-            own = order[step * self._training.accumulate : (step + 1) * self._training.accumulate]
-            yield [row for group in own for row in groups[group]]
-
-    def _step(self, rows: list[int], position: Position) -> float:
-        """One step on these rows; their mean loss before it."""
-        total = self._training.epochs * self._steps_in_epoch
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._training.learning_rate * 0.5 * (1 + math.cos(math.pi * position.steps / total))
-        loss = self._gradients(rows)
-        where = f"in epoch {position.epoch + 1}, step {position.steps + 1}"
-        if not math.isfinite(loss):
-            raise TrainingFailed(f"the loss is {loss} {where}")
-        mean = position.loss / max(position.in_epoch, 1)
-        if position.in_epoch >= _SPIKE_AFTER and loss > SPIKE * mean + 1:
-            raise TrainingFailed(f"the loss jumped from {mean:.3g} to {loss:.3g} {where}")
-        torch.nn.utils.clip_grad_norm_(self._trained.values(), 1.0)
-        self._optimizer.step()
-        return loss
-
-    def _gradients(self, rows: list[int]) -> float:
-        """Leave the gradients of the rows' mean loss in the parameters, summed over pieces and processes."""
-        mine = [row for row in rows if row % parallel.size() == parallel.rank()]
-        while True:
-            self._optimizer.zero_grad(set_to_none=False)
-            try:
-                # Rows of like length come together again: those of several batches are mixed.
-                pieces = self._pieces(mine)
-                loss = sum((self._backward(piece, len(rows)) for piece in pieces), torch.zeros(()))
-                break
-            except (RuntimeError, MemoryError) as exc:
-                if not _out_of_memory(exc) or parallel.size() > 1:
-                    raise
-                largest = max(map(len, self._pieces(mine)))
-                if largest == 1:
-                    raise TrainingFailed(f"out of memory on a single row: {exc}") from exc
-                self._most_rows = largest // 2
-                log.warning("out of memory: at most %d rows go through the model at once from now on", self._most_rows)
-        for parameter in self._trained.values():
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        parallel.add_up([*(p.grad for p in self._trained.values() if p.grad is not None), loss])
-        return float(loss)
-
-    def _pieces(self, rows: list[int]) -> list[list[int]]:
-        """Rows as they go through the model: within the token budget, and as many as memory has room for."""
-        groups = [[rows[i] for i in group] for group in batches([self._lengths[row] for row in rows])]
-        return [group[i : i + self._most_rows] for group in groups for i in range(0, len(group), self._most_rows)]
-
-    def _backward(self, rows: list[int], of: int) -> torch.Tensor:
-        """Add the gradients of these rows' share in the mean loss `of` so many; that share."""
-        losses = cross_entropy(self._logits(rows), self._truth[rows], reduction="none") * self._counts[rows]
-        loss = losses.sum() / of
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
-
-    def _logits(self, rows: list[int]) -> torch.Tensor:
-        if self._begin is not None and self._states is not None:
-            self._begin.states = torch.nn.utils.rnn.pad_sequence([self._states[i] for i in rows], batch_first=True)
-        logits: torch.Tensor = self._head(self._encoder.pooled([self._tokens[i] for i in rows]))
-        return logits
-
-    def _compare(self, position: Position) -> Position:
-        """After an epoch: the weights are the best so far, or it is one more that was no better."""
-        rows = range(self._learned, len(self._tokens))
-        groups = batches([len(self._tokens[row]) for row in rows])
-        with torch.no_grad():
-            losses = [
-                cross_entropy(self._logits(own), self._truth[own], reduction="none") * self._counts[own]
-                for own in ([rows[i] for i in group] for group in groups)
-            ]
-        loss = float(torch.cat(losses).mean())
-        log.info("on %d later rows set apart: loss %.4f", len(rows), loss)
-        if position.best is None or loss < position.best:
-            self._best = {name: parameter.detach().clone() for name, parameter in self._trained.items()}
-            return msgspec.structs.replace(position, best=loss, bad=0)
-        return msgspec.structs.replace(position, bad=position.bad + 1)
-
-
-def _apart(rows: int, training: Training) -> int:
-    return 0 if training.early_stopping is None else max(1, int(rows * training.early_stopping.share))
-
-
-def _key(
-    texts: Sequence[str],
-    labels: Sequence[str],
-    classes: Sequence[str],
+def _epochs(
+    encoder: Encoder,
+    head: torch.nn.Linear,
+    tokens: list[list[int]],
+    states: list[torch.Tensor],
+    truth: torch.Tensor,
+    counts: torch.Tensor,
+    begin: _Beginning,
     training: Training,
     seed: int,
-    counts: torch.Tensor,
-) -> str:
-    """A digest of all that the weights depend on, but for the base and the code of this project."""
-    depends = [list(texts), list(labels), list(classes), training, seed, counts.tolist(), str(torch.__version__)]
-    return hashlib.sha256(msgspec.json.encode(depends)).hexdigest()
+) -> None:
+    """Adapters and head by AdamW, the learning rate falling to zero along a half cosine."""
+    trained = [p for p in encoder.model.parameters() if p.requires_grad] + list(head.parameters())
+    optimizer = torch.optim.AdamW(trained, lr=training.learning_rate, weight_decay=0.01)
+    chance = np.random.default_rng(seed)
+    lengths = [len(t) for t in tokens]
+    steps = training.epochs * len(list(batches(lengths)))
+    done = 0
+    for epoch in range(training.epochs):
+        mixed = chance.permutation(len(tokens))
+        groups = [[int(mixed[i]) for i in group] for group in batches([lengths[row] for row in mixed])]
+        total = 0.0
+        for rows in (groups[i] for i in chance.permutation(len(groups))):
+            for group in optimizer.param_groups:
+                group["lr"] = training.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done / steps)))
+            begin.states = torch.nn.utils.rnn.pad_sequence([states[i] for i in rows], batch_first=True)
+            loss = _loss(head(encoder.pooled([tokens[i] for i in rows])), truth[rows], counts[rows])
+            if not torch.isfinite(loss):
+                raise TrainingFailed(f"the loss is {loss.item()} in epoch {epoch + 1}, step {done + 1}")
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            total += loss.item() * len(rows)
+            done += 1
+        log.info("epoch %d of %d: loss %.4f", epoch + 1, training.epochs, total / len(tokens))
 
 
-def _out_of_memory(exc: BaseException) -> bool:
-    said = str(exc).lower()
-    return isinstance(exc, MemoryError) or "out of memory" in said or "can't allocate memory" in said
+def _loss(logits: torch.Tensor, truth: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    return (cross_entropy(logits, truth, reduction="none") * counts).mean()
+
+
+def _probe(
+    vectors: torch.Tensor, truth: torch.Tensor, counts: torch.Tensor, classes: int, seed: int
+) -> torch.nn.Linear:
+    """Multinomial logistic regression on the base model's vectors: the head from which training starts.
+
+    Measured on banking77: Brier 0.282 with it, 0.322 with a head that starts at zero. The penalty is the one with the
+    lowest loss on rows held out; then all rows are used.
+    """
+    mixed = torch.from_numpy(np.random.default_rng(seed).permutation(len(truth)))
+    aside = int(len(truth) * PROBE_HELD_OUT)
+    held_out, fitted = mixed[:aside], mixed[aside:]
+    losses = {}
+    for penalty in PROBE_PENALTIES if aside else PROBE_PENALTIES[:1]:
+        head = _regression(vectors[fitted], truth[fitted], counts[fitted], classes, penalty)
+        with torch.no_grad():
+            loss = _loss(head(vectors[held_out]), truth[held_out], counts[held_out]).item() if aside else 0.0
+            losses[penalty] = loss
+    return _regression(vectors, truth, counts, classes, min(losses, key=losses.__getitem__))
+
+
+def _regression(
+    vectors: torch.Tensor, truth: torch.Tensor, counts: torch.Tensor, classes: int, penalty: float
+) -> torch.nn.Linear:
+    head = torch.nn.Linear(vectors.shape[1], classes)
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=PROBE_STEPS, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = _loss(head(vectors), truth, counts) + penalty / 2 * head.weight.square().sum() / len(truth)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return head
+
+
+class _Beginning:
+    """The states that the next batch starts from, in place of what the frozen layers would compute."""
+
+    states: torch.Tensor
+
+
+class _Pass(torch.nn.Module):
+    """Stands where a frozen layer was."""
+
+    def forward(self, states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        return states
+
+
+@contextmanager
+def _starting_at(stack: torch.nn.ModuleList, first: int) -> Iterator[_Beginning]:
+    """While it lasts the model skips the layers below `first` and goes on from `begin.states`."""
+    begin = _Beginning()
+    frozen = [stack[i] for i in range(first)]
+    for i in range(first):
+        stack[i] = _Pass()
+    hook = stack[first].register_forward_pre_hook(lambda _module, given: (begin.states, *given[1:]))
+    try:
+        yield begin
+    finally:
+        hook.remove()
+        for i, layer in enumerate(frozen):
+            stack[i] = layer
+
+
+def _frozen_states(
+    encoder: Encoder, tokens: list[list[int]], stack: torch.nn.ModuleList, first: int
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """For each row the states that enter layer `first`, [tokens, dimensions], and the base model's vector."""
+    entering: list[torch.Tensor] = []
+    hook = stack[first].register_forward_pre_hook(lambda _module, given: entering.append(given[0]))
+    states: list[torch.Tensor] = [torch.empty(0)] * len(tokens)
+    vectors = torch.empty(len(tokens), encoder.model.config.hidden_size)
+    try:
+        with torch.no_grad():
+            for rows in batches([len(t) for t in tokens]):
+                vectors[rows] = encoder.pooled([tokens[i] for i in rows])
+                batch = entering.pop()
+                for at, row in enumerate(rows):
+                    states[row] = batch[at, : len(tokens[row])].clone()
+    finally:
+        hook.remove()
+    return states, vectors
+
+
+def _adapt(encoder: Encoder, first: int, training: Training) -> None:
+    """Put a trainable low-rank adapter beside every linear map from layer `first` on."""
+    from peft import LoraConfig, get_peft_model
+
+    stack = _layers(encoder.model)
+    within = {id(module) for layer in list(stack)[first:] for module in layer.modules()}
+    targets = [
+        name
+        for name, module in encoder.model.named_modules()
+        if isinstance(module, torch.nn.Linear) and id(module) in within
+    ]
+    encoder.model = get_peft_model(
+        encoder.model,
+        LoraConfig(
+            r=training.lora.rank, lora_alpha=training.lora.alpha, lora_dropout=0.0, bias="none", target_modules=targets
+        ),
+    )
+    encoder.model.eval()  # dropout off; that the adapters learn does not depend on it
+
+
+def _layers(model: Any) -> torch.nn.ModuleList:
+    """The model's stack of layers: the module list that is as long as the configuration says the model is deep."""
+    depth = model.config.num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == depth:
+            return module
+    raise TrainingFailed(f"no stack of {depth} layers in {type(model).__name__}: this base cannot be adapted by layer")

@@ -25,7 +25,7 @@ from scipy.stats import rankdata
 
 from accrual.encoder import Encoder
 from accrual.errors import ContractError
-from trainer.adapter import TrainingFailed
+from trainer.finetune import TrainingFailed
 
 log = logging.getLogger(__name__)
 
