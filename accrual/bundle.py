@@ -24,6 +24,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 import msgspec
 from cryptography.exceptions import InvalidSignature
@@ -44,10 +45,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     `parent` and `parent_digest` name the champion it was trained to replace (None for generation 0). `windows` are all
     whose rows it has seen, read at lake snapshot `snapshot_id`; `rows_digest` is over what rows.parquet says of each.
     `selection` counts what was chosen and what was not (docs/training-data.md).
-    `base_digest` is None for a constant model, which needs no base. `warm_started`: its weights were begun from the
-    parent's. `adapter_scale` is what the adapter's part was multiplied with after training, so that the base's
-    abilities are kept; `retention` is how far its correlation on the contract's probe is above the base's.
-    `files` maps relative names to SHA-256.
+    `start`: whether training went on from the base or from the parent's adapter and head. `base_digest` is None for a
+    constant model, which needs no base. `adapter_scale` is what the adapter's part was multiplied with after training,
+    so that the base's abilities are kept; `retention` is how far its correlation on the contract's probe is above the
+    base's. `files` maps relative names to SHA-256.
     """
 
     v: int = VERSION
@@ -64,8 +65,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     seed: int
     base: str
     base_digest: str | None
+    start: Literal["base", "champion"] = "base"
     made_with: dict[str, str]
-    warm_started: bool = False
     adapter_scale: float = 1.0
     retention: float | None = None
     selection: dict[str, int] = {}
@@ -147,7 +148,7 @@ def lineage(store: Path, digest: str) -> set[str]:
     while line is not None:
         manifest = read_manifest(store / line)
         found |= rows_of_bundle(store / line)
-        line = manifest.parent_digest if manifest.warm_started else None
+        line = manifest.parent_digest if manifest.start == "champion" else None
     return found
 
 

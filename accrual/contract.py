@@ -109,11 +109,28 @@ class Join(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Lora(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) on the linear maps of the top `layers` layers."""
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) on the linear maps of the top `layers` layers.
+
+    `targets`: ends of the maps' names (`query`); none means all. `modules_to_save`: ends of names of modules there
+    that are trained whole. `rslora`: scale by alpha / sqrt(rank) (Kalajdzievski 2023, arXiv:2312.03732). `dora`:
+    adapt direction and size apart (Liu et al. 2024, arXiv:2402.09353).
+    """
 
     rank: int = 8
     alpha: int = 16
     layers: int = 2
+    targets: list[str] = []
+    modules_to_save: list[str] = []
+    rslora: bool = False
+    dora: bool = False
+
+
+class EarlyStopping(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Stop after `patience` epochs without a lower loss on the latest `share` of the rows, which are not learned
+    from."""
+
+    share: float = 0.1
+    patience: int = 1
 
 
 class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -124,6 +141,9 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `held_out`: the share of all rows that no generation learns from, so that all can be compared on them.
     `cohort`: whether rows that are younger than the sealed windows are learned from too (docs/maturity.md).
     `prefer`, `replay_by`, `balance`, `control`: which rows, and what each counts (docs/training-data.md).
+    `start`: from the base model, or from the champion's adapter and head. `accumulate`: batches a step.
+    `gradient_checkpointing`: compute states again instead of keeping them. `checkpoint_steps`: steps from one
+    checkpoint to the next. `quantize`: hold the base in fewer bits while training; needs CUDA.
     """
 
     template: str
@@ -137,6 +157,13 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     learning_rate: float = 1e-3
     max_tokens: int = 128
     lora: Lora = msgspec.field(default_factory=Lora)
+    start: Literal["base", "champion"] = "base"
+    early_stopping: EarlyStopping | None = None
+    accumulate: int = 1
+    gradient_checkpointing: bool = False
+    checkpoint_steps: int = 50
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    quantize: Literal["4bit", "8bit"] | None = None
     calibration: Literal["auto", "none", "temperature", "platt", "beta", "isotonic"] = "auto"
     seed: int = 17
     cohort: Literal["mature", "ipw", "observed"] = "mature"
@@ -436,6 +463,7 @@ def _inconsistencies(contract: Contract) -> list[tuple[str, str]]:
     if contract.quality is not None:
         found += mistakes(contract.quality, contract.input_types, contract.field_types, classes)
     training, gate = contract.training, contract.gate
+    stopping = training.early_stopping
     found += _training_mistakes(contract, placeholders)
     bounds: list[tuple[str, bool, str]] = [
         ("training.window_rows", training.window_rows >= 10, "must be at least 10"),
@@ -451,6 +479,14 @@ def _inconsistencies(contract: Contract) -> list[tuple[str, str]]:
             training.lora.rank >= 1 and training.lora.layers >= 1,
             "rank and layers must be at least 1",
         ),
+        ("training.accumulate", training.accumulate >= 1, "must be at least 1"),
+        ("training.checkpoint_steps", training.checkpoint_steps >= 1, "must be at least 1"),
+        (
+            "training.early_stopping.share",
+            stopping is None or 0 < stopping.share <= 0.5,
+            "is a share of the rows: above 0, at most 0.5",
+        ),
+        ("training.early_stopping.patience", stopping is None or stopping.patience >= 1, "must be at least 1"),
         ("gate.alpha", 0 < gate.alpha < 1, "is a probability: between 0 and 1"),
         ("gate.patience", gate.patience >= 1, "must be at least 1"),
     ]

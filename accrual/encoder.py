@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,17 +35,28 @@ class Encoder:
         self.tokenize(["a"])  # the tokenizer takes its truncation from the first call, and must not from two threads
 
     @classmethod
-    def load(cls, base: Path, max_tokens: int, tokenizer: Path | None = None, adapter: Path | None = None) -> Encoder:
+    def load(
+        cls,
+        base: Path,
+        max_tokens: int,
+        tokenizer: Path | None = None,
+        adapter: Path | None = None,
+        quantize: Literal["4bit", "8bit"] | None = None,
+    ) -> Encoder:
         """Load the base from its folder, and merge the adapter into this copy of it (that is faster; nothing is kept).
 
-        `tokenizer` is a folder, the base's by default. Raises BundleError when one of the three cannot be loaded.
+        `tokenizer` is a folder, the base's by default. Raises BundleError when one of the three cannot be loaded,
+        ConfigError when the base is to be quantized and there is no CUDA or no bitsandbytes.
         """
+        bits = _quantized(quantize)
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
-            model = AutoModel.from_pretrained(base, use_safetensors=True, dtype=torch.float32, local_files_only=True)
+            model = AutoModel.from_pretrained(
+                base, use_safetensors=True, dtype=torch.float32, local_files_only=True, **bits
+            )
             words = AutoTokenizer.from_pretrained(tokenizer or base, local_files_only=True)
             if adapter is not None:
                 from peft import PeftModel
@@ -55,13 +66,19 @@ class Encoder:
             raise BundleError(f"the model cannot be loaded from {base} and {adapter or tokenizer}: {exc}") from exc
         return cls(model.eval().requires_grad_(False), words, max_tokens)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is computed."""
+        device: torch.device = self.model.device
+        return device
+
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """One vector of length one for each text, [texts, dimensions]."""
         tokens = self.tokenize(texts)
         vectors = np.empty((len(texts), self.model.config.hidden_size), dtype=np.float32)
         with torch.inference_mode():
             for rows in batches([len(t) for t in tokens]):
-                vectors[rows] = self.pooled([tokens[i] for i in rows]).numpy()
+                vectors[rows] = self.pooled([tokens[i] for i in rows]).float().cpu().numpy()
         return vectors
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
@@ -74,7 +91,7 @@ class Encoder:
 
     def pooled(self, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
         """One batch through the model: [rows, dimensions], each of length one."""
-        ids, mask = padded(tokens, self.tokenizer.pad_token_id)
+        ids, mask = (given.to(self.device) for given in padded(tokens, self.tokenizer.pad_token_id))
         states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
         weight = mask.unsqueeze(-1).to(states.dtype)
         mean = (states * weight).sum(1) / weight.sum(1)
@@ -99,6 +116,22 @@ def padded(tokens: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, tor
     ids = torch.tensor([[*t, *[pad] * (longest - len(t))] for t in tokens])
     mask = torch.tensor([[1] * len(t) + [0] * (longest - len(t)) for t in tokens])
     return ids, mask
+
+
+def _quantized(quantize: Literal["4bit", "8bit"] | None) -> dict[str, Any]:
+    """What `from_pretrained` is given for it (Dettmers et al. 2023, arXiv:2305.14314)."""
+    if quantize is None:
+        return {}
+    if not torch.cuda.is_available() or find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"training.quantize: {quantize}: needs a CUDA device and the package bitsandbytes;"
+            " take it out of the contract"
+        )
+    from transformers import BitsAndBytesConfig
+
+    four = quantize == "4bit"
+    settings = BitsAndBytesConfig(load_in_4bit=four, load_in_8bit=not four, bnb_4bit_quant_type="nf4")  # type: ignore[no-untyped-call]
+    return {"quantization_config": settings}
 
 
 def base_folder(base: str) -> Path:

@@ -14,6 +14,7 @@ AccrualError
 │   ├── AuditRecordError    an audit record is missing, altered or not signed
 │   ├── Rejected            an event breaks its contract (becomes a dead letter)
 │   ├── RecorderClosed      an event was given to a recorder after its close
+│   ├── TrainingFailed      a training run cannot give a model; a recorded result, not a crash
 │   ├── WorkerFailed        a supervised process keeps dying
 │   ├── NotFound            what a command was asked for is not there
 │   └── NotHere             a command needs a part that is not installed
@@ -21,6 +22,7 @@ AccrualError
     ├── BrokerUnavailable   no broker answers, or it timed out
     ├── BufferFull          the recorder's local buffer is full
     ├── RegistryUnavailable no Schema Registry answers at `registry.url`
+    ├── StoreUnavailable    the model store cannot be written: full, read-only or away
     ├── NoChampion          no generation of the stream has been published and loaded yet
     └── LakeUnavailable     catalog or data store out of reach, or busy
         └── LakeConflict    another writer's transaction came first
@@ -103,6 +105,10 @@ class RecorderClosed(Terminal):
     """The recorder was closed; make a new one."""
 
 
+class TrainingFailed(Terminal):
+    """A training run cannot give a model; the message says why. The trainer records it and goes on."""
+
+
 class WorkerFailed(Terminal):
     """A supervised process keeps dying; the message carries the last lines of its log."""
 
@@ -113,6 +119,10 @@ class BrokerUnavailable(Transient):
 
 class BufferFull(Transient):
     """The recorder's local buffer is full and its policy is `raise`."""
+
+
+class StoreUnavailable(Transient):
+    """The model store cannot be written: full, read-only or away. What was trained is kept in its checkpoint."""
 
 
 class NoChampion(Transient):

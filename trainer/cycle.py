@@ -15,17 +15,21 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 import msgspec
 import numpy as np
+from safetensors import SafetensorError
 
 from accrual.bundle import Manifest, read_manifest
 from accrual.config import Config
-from accrual.contract import Contract
+from accrual.contract import Contract, Training
 from accrual.encoder import Encoder, base_folder
+from accrual.errors import BundleError, ConfigError, StoreUnavailable, TrainingFailed
 from accrual.lake import Lake, open_lake
 from accrual.ledger import Generation, Run
 from accrual.predictor import Predictor
@@ -34,7 +38,7 @@ from accrual.signing import load_or_make_signing_key
 from accrual.training_policy import OBSERVED_WARNING
 from trainer.calibrate import calibrate
 from trainer.evaluate import Scored, by_slice, calibration_error_of, gains_of, learned_from, score
-from trainer.finetune import TrainingFailed, fine_tune
+from trainer.finetune import Start, fine_tune
 from trainer.freeze import find_frozen, freeze, freeze_generation_0, made_with
 from trainer.gate import judge
 from trainer.plan import gather, plan_of, rises_of
@@ -179,7 +183,7 @@ class Trainer:
         if digest is None:
             try:
                 digest = self._fine_tune(contract, champion, selection, manifest)
-            except TrainingFailed as exc:
+            except (TrainingFailed, BundleError, ConfigError) as exc:
                 failure = str(exc)
         frozen = read_manifest(self._store / digest) if digest is not None else manifest
         run = Run(
@@ -208,21 +212,47 @@ class Trainer:
 
     def _fine_tune(self, contract: Contract, champion: Generation, selection: Selection, manifest: Manifest) -> str:
         """Train on the earlier rows, calibrate on the latest, freeze; returns the bundle's digest."""
-        encoder = Encoder.load(base_folder(manifest.base), contract.training.max_tokens)
-        texts, labels = [row.text for row in selection.learn], [row.label for row in selection.learn]
-        before = self._predictor(champion.bundle)
-        weights = [row.weight for row in selection.learn]
-        tuned = fine_tune(encoder, texts, labels, before.classes, contract.training, manifest.seed, weights)
-        tuned.bias += np.array([selection.shift.get(name, 0.0) for name in tuned.classes], dtype=np.float32)
+        training, before = contract.training, self._predictor(champion.bundle)
+        encoder = Encoder.load(base_folder(manifest.base), training.max_tokens, quantize=training.quantize)
+        tuned = fine_tune(
+            encoder,
+            [row.text for row in selection.learn],
+            [row.label for row in selection.learn],
+            before.classes,
+            training,
+            manifest.seed,
+            weights=[row.weight for row in selection.learn],
+            start=self._start(training, before, manifest),
+            checkpoint=self._checkpoints(contract.stream) / f"{manifest.run_id}.safetensors",
+        )
+        tuned.bias[:] += np.array([selection.shift.get(name, 0.0) for name in tuned.classes], dtype=np.float32)
+        manifest = msgspec.structs.replace(
+            manifest, start=tuned.start, made_with=manifest.made_with | {"precision": tuned.precision}
+        )
         if contract.gate.retention is not None:
-            base = Encoder.load(base_folder(manifest.base), contract.training.max_tokens)
+            base = Encoder.load(base_folder(manifest.base), training.max_tokens)
             probe, most_loss = self._probes[contract.stream], contract.gate.retention.most_loss
             scale, retention = keep_abilities(tuned.encoder, base, probe, most_loss)
             manifest = msgspec.structs.replace(manifest, adapter_scale=scale, retention=retention)
         logits = tuned.logits([row.text for row in selection.calibrate])
         truth = indices_of([row.label for row in selection.calibrate], tuned.classes)
-        calibrator = calibrate(logits, truth, contract.training.calibration, before.calibrator)
-        return freeze(self._store, self._key, contract, manifest, tuned, calibrator, selection.rows)
+        calibrator = calibrate(logits, truth, training.calibration, before.calibrator)
+        try:
+            digest = freeze(self._store, self._key, contract, manifest, tuned, calibrator, selection.rows)
+        except (OSError, SafetensorError) as exc:
+            raise StoreUnavailable(f"model store {self._store}: {exc}") from exc
+        shutil.rmtree(self._checkpoints(contract.stream), ignore_errors=True)
+        return digest
+
+    def _checkpoints(self, stream: str) -> Path:
+        return self._config.state_dir / "checkpoints" / stream
+
+    def _start(self, training: Training, champion: Predictor, manifest: Manifest) -> Start | None:
+        """What a warm start goes on from; None where the contract wants none, or generation 0 has nothing to give."""
+        adapter = self._store / (manifest.parent_digest or "") / "adapter"
+        if training.start == "base" or champion.weight is None or not adapter.is_dir():
+            return None
+        return Start(adapter, champion.weight, champion.bias)
 
     def _judge(
         self, contract: Contract, champion: Generation, challenger: Run, windows: Sequence[Window], now: Window

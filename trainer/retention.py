@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from accrual.encoder import Encoder
-from accrual.errors import ContractError
-from trainer.finetune import TrainingFailed
+from accrual.errors import ContractError, TrainingFailed
 
 log = logging.getLogger(__name__)
 

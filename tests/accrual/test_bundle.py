@@ -125,7 +125,7 @@ def test_the_key_is_made_once_and_is_private(tmp_path: Path, key: Ed25519Private
 
 
 def _made_from(store: Path, key: Ed25519PrivateKey, ids: list[str], parent: str | None, warm: bool) -> str:
-    facts = msgspec.structs.replace(FACTS, parent_digest=parent, warm_started=warm)
+    facts = msgspec.structs.replace(FACTS, parent_digest=parent, start="champion" if warm else "base")
     with drafted(store) as draft:
         pq.write_table(pa.table({"prediction_id": ids, "weight": [1.0] * len(ids)}), draft / ROWS)
         return seal_bundle(draft, facts, key)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from accrual.contract import Lora, Training
+from accrual.contract import Lora
 from accrual.encoder import Encoder, base_folder
-from accrual.errors import ContractError
-from trainer.finetune import TrainingFailed, _adapt
+from accrual.errors import ContractError, TrainingFailed
+from trainer.adapter import adapt
 from trainer.freeze import _write_adapter
 from trainer.retention import SCALES, Probe, cosines, keep_abilities, read_probe, retained, scale_adapter
 
@@ -35,7 +35,7 @@ def probe() -> Probe:
 def bent() -> Iterator[Encoder]:
     """The base with an adapter that pulls every sentence the same way: the stronger, the less they differ."""
     encoder = Encoder.load(base_folder("minilm"), TOKENS)
-    _adapt(encoder, 5, Training(template="", lora=Lora(rank=4, alpha=8, layers=1)))
+    adapt(encoder, Lora(rank=4, alpha=8, layers=1))
     torch.manual_seed(1)
     with torch.no_grad():
         for name, weights in encoder.model.named_parameters():
@@ -68,7 +68,7 @@ def test_the_change_is_spearmans_and_its_bound_holds_what_pairs_leave_open() -> 
 
 def test_an_adapter_that_loses_nothing_stays_whole(base: Encoder, probe: Probe) -> None:
     fresh = Encoder.load(base_folder("minilm"), TOKENS)
-    _adapt(fresh, 5, Training(template=""))  # a new adapter changes nothing
+    adapt(fresh, Lora(layers=1))  # a new adapter changes nothing
     assert keep_abilities(fresh, base, probe, most_loss=0.001) == (1.0, 0.0)
 
 

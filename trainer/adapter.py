@@ -1,0 +1,162 @@
+"""The adapter: which parts of a base model learn, and the pass that leaves out those that do not.
+
+The layers below the adapted ones never change, so their output is computed once for each row and kept in memory; an
+epoch costs the top `lora.layers` layers only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from accrual.contract import Lora
+from accrual.encoder import Encoder, batches
+from accrual.errors import TrainingFailed
+from trainer.memory import Budget
+from trainer.ranks import Ranks
+
+log = logging.getLogger(__name__)
+
+
+def adapt(encoder: Encoder, lora: Lora) -> None:
+    """Put a trainable low-rank adapter beside the linear maps of the top layers. It changes no output yet.
+
+    Raises TrainingFailed when the base has no stack of layers, or a name in `lora` is that of nothing in the top
+    layers.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    top = list(layers_of(encoder.model))[-lora.layers :]
+    within = {id(module) for layer in top for module in layer.modules()}
+    inside = {name: module for name, module in encoder.model.named_modules() if id(module) in within}
+    linear = [name for name, module in inside.items() if isinstance(module, torch.nn.Linear)]
+    targets = _named("targets", lora.targets, linear) if lora.targets else linear
+    settings = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=targets,
+        modules_to_save=_named("modules_to_save", lora.modules_to_save, list(inside)) or None,
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
+    )
+    encoder.model = get_peft_model(encoder.model, settings)
+    encoder.model.eval()  # dropout off; that the adapters learn does not depend on it
+
+
+def take_over(encoder: Encoder, adapter: Path) -> bool:
+    """Give the fresh adapter a champion's weights; False, with the reason logged, when that one is of another shape."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        theirs = load_file(adapter / "adapter_model.safetensors")
+    except (OSError, SafetensorError) as exc:
+        raise TrainingFailed(f"{adapter}: the champion's adapter cannot be read: {exc}") from exc
+    ours = get_peft_model_state_dict(encoder.model)
+    if {name: tensor.shape for name, tensor in theirs.items()} != {name: tensor.shape for name, tensor in ours.items()}:
+        log.warning(
+            "training.start: the champion's adapter is of another shape than training.lora says: starts from base"
+        )
+        return False
+    set_peft_model_state_dict(encoder.model, theirs)
+    return True
+
+
+def layers_of(model: Any) -> torch.nn.ModuleList:
+    """The model's stack of layers: the module list that is as long as the configuration says the model is deep."""
+    depth = model.config.num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == depth:
+            return module
+    raise TrainingFailed(f"no stack of {depth} layers in {type(model).__name__}: this base cannot be adapted by layer")
+
+
+def frozen_states(
+    encoder: Encoder, tokens: Sequence[Sequence[int]], first: int, budget: Budget, ranks: Ranks
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """For each row the states that enter layer `first`, [tokens, dimensions], and its vector as the model is now.
+
+    The states are those of this rank's rows (others are empty), the vectors [rows, dimensions] of all.
+    """
+    lengths = [len(row) for row in tokens]
+    states: list[torch.Tensor] = [torch.empty(0)] * len(tokens)
+    vectors = torch.zeros(len(tokens), encoder.model.config.hidden_size, device=encoder.device)
+    entering: list[torch.Tensor] = []
+    hook = layers_of(encoder.model)[first].register_forward_pre_hook(lambda _, given: entering.append(given[0]))
+
+    def compute(rows: list[int]) -> None:
+        entering.clear()
+        vectors[rows] = encoder.pooled([tokens[row] for row in rows])
+        for at, row in enumerate(rows):
+            states[row] = entering[0][at, : lengths[row]].clone()
+
+    try:
+        with torch.no_grad():
+            mine = ranks.mine(range(len(tokens)))
+            for group in batches([lengths[row] for row in mine]):
+                budget.spend([mine[at] for at in group], lengths, compute)
+    finally:
+        hook.remove()
+    ranks.add_up([vectors])
+    return states, vectors
+
+
+class Beginning:
+    """The states that the next batch starts from, in place of what the frozen layers would compute."""
+
+    states: torch.Tensor
+
+
+class _Pass(torch.nn.Module):
+    """Stands where a frozen layer was."""
+
+    def forward(self, states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        return states
+
+
+@contextmanager
+def starting_at(encoder: Encoder, first: int, recompute: bool) -> Iterator[Beginning]:
+    """While it lasts the model skips the layers below `first` and goes on from `Beginning.states`.
+
+    `recompute`: the layers from there on keep only their inputs and are computed again for the gradient (gradient
+    checkpointing, Chen et al. 2016, arXiv:1604.06174): less memory, a third more time.
+    """
+    begin, stack = Beginning(), layers_of(encoder.model)
+    frozen, learning = list(stack)[:first], list(stack)[first:]
+    for i in range(first):
+        stack[i] = _Pass()
+    hook = stack[first].register_forward_pre_hook(lambda _, given: (begin.states, *given[1:]))
+    if recompute:
+        for layer in learning:
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    try:
+        yield begin
+    finally:
+        hook.remove()
+        for i, layer in enumerate(frozen):
+            stack[i] = layer
+        if recompute:
+            for layer in learning:
+                del layer.forward  # the class's own shows again
+
+
+def _named(option: str, wanted: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The full names of the modules that end in one of `wanted`."""
+    found: list[str] = []
+    for end in wanted:
+        of_this = [name for name in names if name == end or name.endswith(f".{end}")]
+        if not of_this:
+            ends = sorted({name.rsplit(".", 1)[-1] for name in names})
+            raise TrainingFailed(f"training.lora.{option}: '{end}' is nothing in the top layers; there are {ends}")
+        found += of_this
+    return found

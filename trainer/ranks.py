@@ -1,0 +1,34 @@
+"""Ranks: the processes that share one training, by torch.distributed; a process alone is a world of one.
+
+A row belongs to one rank, by its number. Each rank computes the gradient of its rows of a batch, and their sum is what
+one process would have computed, so the number of processes changes the weights by rounding only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+
+
+class Ranks:
+    """This process's place among those that train together."""
+
+    def __init__(self) -> None:
+        self._together = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if self._together else 0
+        self.world = dist.get_world_size() if self._together else 1
+
+    def mine(self, rows: Sequence[int]) -> list[int]:
+        """The rows among these that this rank computes."""
+        return [row for row in rows if row % self.world == self.rank]
+
+    def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Replace each tensor by its sum over the ranks, in one message. All ranks call it, with the same shapes."""
+        if not self._together:
+            return
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        dist.all_reduce(flat)
+        for tensor, summed in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(summed.view_as(tensor))
