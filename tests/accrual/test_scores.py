@@ -73,6 +73,15 @@ def test_an_error_that_is_there_is_found_whole() -> None:
     assert np.mean(found) == pytest.approx(0.1, abs=0.01)
 
 
+def test_rare_events_are_told_apart_among_small_probabilities() -> None:
+    """All of them in one bin of equal width, where too much and too little would make up for each other."""
+    chance = np.random.default_rng(3)
+    said = np.repeat([0.01, 0.05], 5000)
+    happened = (chance.random(10_000) < 0.03).astype(np.int64)
+    assert scores.ece(np.column_stack([1 - said, said]), happened) < 0.01
+    assert scores.calibration_error(np.column_stack([1 - said, said]), happened) == pytest.approx(0.02, abs=0.005)
+
+
 def test_a_model_that_says_the_same_of_all_is_judged_by_the_rate_alone() -> None:
     p = np.array([[0.7, 0.3]] * 400)
     late = np.array([0] * 280 + [1] * 120)

@@ -76,6 +76,13 @@ def test_whatever_the_rows_probabilities_sum_to_one_and_keep_the_order(method: s
     assert msgspec.json.decode(msgspec.json.encode(fitted), type=Calibrator) == fitted
 
 
+@pytest.mark.parametrize("method", ["platt", "beta"])
+def test_a_class_that_never_came_is_less_likely_and_not_impossible(method: str) -> None:
+    logits, _ = two_classes(200, 14)
+    said = calibrate(logits, np.zeros(200, dtype=np.int64), method).probabilities(logits)[:, 1]
+    assert 1e-5 < said.mean() < 0.02
+
+
 def test_freedom_is_taken_where_it_pays() -> None:
     assert calibrate(*two_classes(400, 6, scale=1.5, shift=1.5)).method == "platt"
 
