@@ -51,14 +51,13 @@ class Calibrator(msgspec.Struct, frozen=True):
     """How a model's logits become probabilities.
 
     `temperature`: logits are divided by it (Guo et al. 2017, arXiv:1706.04599). `curves`: none, one for the second of
-    two classes, or one for each of more. `rows` are those it was fitted on; `carried` if it was the champion's before.
+    two classes, or one for each of more. `rows` is how many it was fitted on.
     """
 
     method: Method = "temperature"
     temperature: float = 1.0
     curves: list[Sigmoid | Steps] = []
     rows: int = 0
-    carried: bool = False
 
     @property
     def description(self) -> str:
@@ -66,8 +65,6 @@ class Calibrator(msgspec.Struct, frozen=True):
         if self.method == "none":
             return "none"
         curve = "" if self.method == "temperature" else f"{self.method} over "
-        if self.carried:
-            return f"temperature {self.temperature}, its champion's: the rows kept back spoke for no other"
         return f"{curve}temperature {self.temperature}, fitted on {self.rows} rows later than those it was trained on"
 
     def probabilities(self, logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:

@@ -76,6 +76,13 @@ def test_whatever_the_rows_probabilities_sum_to_one_and_keep_the_order(method: s
     assert msgspec.json.decode(msgspec.json.encode(fitted), type=Calibrator) == fitted
 
 
+@pytest.mark.parametrize("method", ["platt", "beta"])
+def test_a_class_that_never_came_is_less_likely_and_not_impossible(method: str) -> None:
+    logits, _ = two_classes(200, 14)
+    said = calibrate(logits, np.zeros(200, dtype=np.int64), method).probabilities(logits)[:, 1]
+    assert 1e-5 < said.mean() < 0.02
+
+
 def test_freedom_is_taken_where_it_pays() -> None:
     assert calibrate(*two_classes(400, 6, scale=1.5, shift=1.5)).method == "platt"
 
@@ -102,25 +109,36 @@ def test_a_method_that_gets_fewer_right_is_not_taken_whatever_its_loss(monkeypat
     assert calibrate(logits, truth).method == "temperature"
 
 
-def test_the_champions_temperature_stays_unless_the_rows_speak_against_it() -> None:
+def test_few_rows_move_the_champions_temperature_little_and_many_as_far_as_they_say() -> None:
     champion = Calibrator(method="platt", temperature=2.0, curves=[Sigmoid(1.0, 1.0, 0.0)], rows=300)
-    kept = calibrate(*two_classes(60, 9, scale=2.1), champion=champion)
-    assert (kept.carried, kept.temperature, kept.rows, kept.curves) == (True, 2.0, 300, [])
-    few = two_classes(FEWEST_ROWS - 1, 9)
-    assert calibrate(*few, champion=champion).temperature == 2.0
-    assert calibrate(*few, method="isotonic", champion=champion).curves == []
-    changed = calibrate(*two_classes(400, 9, scale=6.0), champion=champion)
-    assert not changed.carried
-    assert changed.temperature == pytest.approx(6.0, rel=0.3)
+    fitted = [calibrate(*two_classes(n, 9, scale=6.0), champion=champion).temperature for n in (0, 5, 40, 1000)]
+    assert fitted[0] == pytest.approx(2.0, abs=0.01)
+    assert fitted == sorted(fitted)
+    assert fitted[1] < 2.6
+    assert fitted[3] == pytest.approx(6.0, rel=0.2)
 
 
-def test_without_rows_and_without_a_champion_that_was_fitted_logits_are_taken_as_they_are() -> None:
-    logits, truth = two_classes(FEWEST_ROWS - 1, 10, scale=3.0)
-    for champion in (None, Calibrator()):
-        assert calibrate(logits, truth, champion=champion) == Calibrator()
-    many = two_classes(400, 10, scale=3.0)
-    assert calibrate(*many, method="none") == Calibrator(method="none")
-    assert calibrate(*many, method="none").probabilities(logits) == pytest.approx(softmax(logits, 1.0))
+@pytest.mark.parametrize("method", METHODS)
+def test_a_handful_of_rows_gives_no_curve_whatever_the_contract_says(method: str) -> None:
+    for rows in (0, 1, FEWEST_ROWS - 1):
+        fitted = calibrate(*two_classes(rows, 10, scale=1.5), method=method)
+        assert (fitted.method, fitted.curves, fitted.rows) == ("temperature", [], rows)
+    assert calibrate(*two_classes(FEWEST_ROWS, 10), method=method).method == method
+
+
+def test_curves_are_chosen_only_where_each_class_has_rows() -> None:
+    """The same rows and shift; but the one model has forty classes to tell apart."""
+    chance = np.random.default_rng(15)
+    logits, truth = two_classes(300, 6, scale=1.5, shift=1.5)
+    assert calibrate(logits, truth).method == "platt"
+    spread = np.column_stack([logits, chance.normal(-9, 0.1, (300, 38))]).astype(np.float32)
+    assert calibrate(spread, truth).method == "temperature"
+
+
+def test_without_calibration_logits_are_taken_as_they_are() -> None:
+    logits, truth = two_classes(400, 10, scale=3.0)
+    assert calibrate(logits, truth, method="none") == Calibrator(method="none")
+    assert calibrate(logits, truth, method="none").probabilities(logits) == pytest.approx(softmax(logits, 1.0))
 
 
 def test_labels_outside_the_classes_make_a_model_less_sure() -> None:
