@@ -1,17 +1,17 @@
 """What it costs to learn from the labels that came first, and what weighting them gives back.
 
-    python bench/maturity.py                                     the table of docs/maturity.md
-    python bench/maturity.py --cut 2010-12-01 --loans 20000      another day, a sample of the loans
+    python bench/maturity.py                       the first table of docs/maturity.md
+    python bench/maturity.py --cut 2010-12-01      another day
 
 Real loans with their real dates (examples/credit_risk.py). A lake holds what was known on the day of the cut: who had
-been charged off or had paid in full by then, and that nothing had happened within the horizon of those old enough. From
-it a model is trained under each cohort of the contract, with the trainer's own selection and calibration; and from
-outcomes alone, as one would without a horizon, calibrated on the latest of them. It is judged on the loans issued after
-the cut, by what became of them within the horizon. The constant is generation 0: it says the contract's prior of every
-loan. z is of the paired difference of the Brier scores to it.
+been charged off or had paid in full by then, and that nothing had happened within the horizon of those old enough. Its
+last window of mature loans is what a cycle would learn from; a model is trained under each cohort of the contract, with
+the trainer's own selection and calibration, and one from outcomes alone, as one would without a horizon, calibrated on
+the latest of them. All are judged on the loans issued after the cut, by what became of them within the horizon. The
+constant is generation 0: it says the contract's prior of every loan. z is of the paired difference of the Brier scores
+to it.
 
-The model is a logistic regression on the base model's vectors, which fine-tuning begins with too: the vectors are
-computed once, and all the rest takes seconds.
+The model is a logistic regression on the base model's vectors, which fine-tuning begins with too.
 """
 
 from __future__ import annotations
@@ -46,98 +46,84 @@ from trainer.weigh import Row
 
 Floats = NDArray[np.floating[Any]]
 CONTRACT = Path(__file__).parents[1] / "schemas" / "contracts" / "credit-risk.yaml"
-COHORTS = ("observed", "ipw", "mature")
-JUDGED = 2000
+JUDGED = 3000
 SEED = 7
 
 
 def main() -> None:
-    """Compute the vectors, fill the lake, learn under each cohort, print the table."""
+    """Fill a lake, select under each cohort, compute the vectors of what was selected, learn, judge."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cut", default="2009-12-01", metavar="DAY", help="(default: %(default)s)")
-    parser.add_argument("--loans", type=int, default=ROWS, help="a sample of so many (default: all, %(default)s)")
+    parser.add_argument("--window", type=int, default=1000, help="loans in the mature window (default: %(default)s)")
     given = parser.parse_args()
-    cut = datetime.fromisoformat(given.cut).replace(tzinfo=UTC)
-    contract = load_contract(CONTRACT)
-    loans = cases(contract, given.loans, SEED)
-    first = sum(loan.predicted_at < cut for loan in loans)
-    started = time.monotonic()
-    texts = [contract.render(loan.inputs) for loan in loans[: first + JUDGED]]
-    vectors = Encoder.load(base_folder("minilm"), contract.training.max_tokens).embed(texts)
-    print(f"{len(vectors):,} loans as vectors in {time.monotonic() - started:.0f} s; {machine()}\n")
-    print_table(contract, loans, vectors, cut, first)
+    cut, contract, started = datetime.fromisoformat(given.cut).replace(tzinfo=UTC), load_contract(CONTRACT), time.time()
+    loans = cases(contract, ROWS, SEED)
+    judged = [loan for loan in loans if loan.predicted_at >= cut][:JUDGED]
+    with tempfile.TemporaryDirectory(prefix="accrual-bench-") as folder:
+        config = load_config({}, state=folder)
+        fill(config, contract, [loan for loan in loans if loan.predicted_at < cut], cut, given.window)
+        learners = selections(config, contract)
+    texts = {row.text for of in learners.values() for row in (*of.learn, *of.calibrate)}
+    texts |= {contract.render(loan.inputs) for loan in judged}
+    encoder = Encoder.load(base_folder("minilm"), contract.training.max_tokens)
+    vectors = dict(zip(sorted(texts), encoder.embed(sorted(texts)), strict=True))
 
-
-def print_table(contract: Contract, loans: list[Case], vectors: Floats, cut: datetime, first: int) -> None:
-    """Fill a lake with the loans before the cut, which are `first`, and judge what learned from it on those after."""
     horizon = timedelta(microseconds=contract.horizon_us)
-    judged = loans[first : first + JUDGED]
-    truth = scores.indices_of(
-        [label_by(contract, loan, loan.predicted_at + horizon) or "" for loan in judged], contract.output.classes
-    )
+    labels = [label_by(contract, loan, loan.predicted_at + horizon) or "" for loan in judged]
+    truth = scores.indices_of(labels, contract.output.classes)
+    asked = np.stack([vectors[contract.render(loan.inputs)] for loan in judged])
     constant = np.tile([(contract.output.prior or {})[name] for name in contract.output.classes], (len(judged), 1))
     print(
-        f"**{cut:%Y-%m-%d}**: judged on {len(judged):,} loans issued until {judged[-1].predicted_at:%Y-%m-%d}, of which"
+        f"Cut {cut:%Y-%m-%d}: judged on {len(judged):,} loans issued until {judged[-1].predicted_at:%Y-%m-%d}, of which"
         f" {(truth == 1).mean():.1%} were charged off within {contract.horizon}.\n\n"
         "| learned from | rows | effective | charged off | said | Brier | gain | z | ECE | AUROC |\n"
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
     )
     print_row("nothing: the constant", None, constant, constant, truth)
-    with tempfile.TemporaryDirectory(prefix="accrual-bench-") as folder:
-        config = load_config({}, state=folder)
-        fill(config, contract, loans[:first], cut)
-        with open_lake(config) as lake:
-            windows = sealed_windows(lake, contract.stream)
-            come = {
-                row["prediction_id"]
-                for row in lake.rows("select prediction_id from ground_truth where status = 'labeled'")
-            }
-            for cohort in COHORTS:
-                training = msgspec.structs.replace(contract.training, cohort=cohort, replay=0.0)
-                selection = select(lake, msgspec.structs.replace(contract, training=training), windows, training.seed)
-                if cohort == "observed":
-                    alone = outcomes_alone(selection, come)
-                    print_row("outcomes alone", alone, learned(contract, alone, vectors, first), constant, truth)
-                said = learned(contract, selection, vectors, first)
-                print_row(f"`{cohort}`", selection, said, constant, truth)
+    for name, selection in learners.items():
+        print_row(name, selection, learned(contract, selection, vectors, asked), constant, truth)
+    print(f"\n{time.time() - started:.0f} s, {len(vectors):,} vectors; {machine()}")
 
 
-def learned(contract: Contract, selection: Selection, vectors: Floats, judged_from: int) -> Floats:
-    """Fit the probe and the temperature; the probabilities [JUDGED, classes] of the judged loans."""
-    classes, rows, late = contract.output.classes, selection.learn, selection.calibrate
-    head = LogisticRegression(C=1.0, max_iter=1000).fit(
-        vectors[[number_of(row) for row in rows]],
-        scores.indices_of([row.label for row in rows], classes),
-        sample_weight=[row.weight for row in rows],
-    )
-    scored = vectors @ head.coef_[0] + head.intercept_[0]
-    logits = np.stack([np.zeros_like(scored), scored], axis=1).astype(np.float32)
-    calibrator = calibrate(
-        logits[[number_of(row) for row in late]], scores.indices_of([row.label for row in late], classes)
-    )
-    return softmax(logits[judged_from : judged_from + JUDGED], calibrator.temperature)
+def selections(config: Config, contract: Contract) -> dict[str, Selection]:
+    """What each cohort would learn from, and what one would from outcomes alone, the latest of them kept back."""
+    found: dict[str, Selection] = {}
+    with open_lake(config) as lake:
+        windows = sealed_windows(lake, contract.stream)
+        come = {
+            r["prediction_id"] for r in lake.rows("select prediction_id from ground_truth where status = 'labeled'")
+        }
+        for cohort in ("observed", "ipw", "mature"):
+            training = msgspec.structs.replace(contract.training, cohort=cohort, replay=0.0)
+            chosen = select(lake, msgspec.structs.replace(contract, training=training), windows, training.seed)
+            if cohort == "observed":
+                rows = [row for row in (*chosen.learn, *chosen.calibrate) if row.prediction_id in come]
+                rows.sort(key=lambda row: row.prediction_id)  # which counts from the oldest on
+                kept_back = int(len(rows) * KEPT_BACK)
+                alone = msgspec.structs.replace(chosen, learn=rows[:-kept_back], calibrate=rows[-kept_back:])
+                found["outcomes alone"] = alone
+            found[f"`{cohort}`"] = chosen
+    return found
 
 
-def outcomes_alone(selection: Selection, come: set[str]) -> Selection:
-    """The rows of a selection that have an outcome, the latest of them kept back."""
-    rows = sorted([*selection.learn, *selection.calibrate], key=number_of)
-    rows = [row for row in rows if row.prediction_id in come]
-    kept_back = int(len(rows) * KEPT_BACK)
-    return msgspec.structs.replace(selection, learn=rows[:-kept_back], calibrate=rows[-kept_back:])
+def learned(contract: Contract, selection: Selection, vectors: dict[str, Floats], asked: Floats) -> Floats:
+    """Fit the regression and the temperature; the probabilities [asked, classes]."""
+
+    def truth_of(rows: list[Row]) -> NDArray[np.int64]:
+        return scores.indices_of([row.label for row in rows], contract.output.classes)
+
+    def logits_of(of: Floats) -> NDArray[np.float32]:
+        positive = of @ head.coef_[0] + head.intercept_[0]
+        return np.stack([np.zeros_like(positive), positive], axis=1).astype(np.float32)
+
+    rows, late = selection.learn, selection.calibrate
+    head = LogisticRegression(C=1.0, max_iter=1000)
+    head.fit([vectors[row.text] for row in rows], truth_of(rows), sample_weight=[row.weight for row in rows])
+    calibrator = calibrate(logits_of(np.stack([vectors[row.text] for row in late])), truth_of(late))
+    return softmax(logits_of(asked), calibrator.temperature)
 
 
-def number_of(row: Row) -> int:
-    """Which of the loans a row is."""
-    return int(row.prediction_id.removeprefix("loan-"))
-
-
-def print_row(
-    name: str,
-    selection: Selection | None,
-    said: Floats,
-    constant: Floats,
-    truth: NDArray[np.int64],
-) -> None:
+def print_row(name: str, selection: Selection | None, said: Floats, constant: Floats, truth: NDArray[np.int64]) -> None:
     """One line of the table; `gain` is the constant's Brier score less this one's."""
     gains = scores.brier_per_row(constant, truth) - scores.brier_per_row(said, truth)
     error = gains.std(ddof=1) / math.sqrt(len(gains))
@@ -146,12 +132,12 @@ def print_row(
         weights = np.array([row.weight for row in selection.learn])
         bad = np.array([row.label == "charged_off" for row in selection.learn])
         effective = weights.sum() ** 2 / (weights**2).sum()  # Kish 1965
-        taught = f"{len(weights)} | {effective:.0f} | {weights[bad].sum() / weights.sum():.1%}"
-    against = f"{gains.mean():+.4f} | {gains.mean() / error:+.1f}" if error else " | "
+        taught = f"{len(weights):,} | {effective:,.0f} | {weights[bad].sum() / weights.sum():.1%}"
+    against = f"{gains.mean():+.4f} | {gains.mean() / error:+.1f}" if error else "|"
     auroc = scores.auroc(said[:, 1], truth == 1) or math.nan
     print(
         f"| {name} | {taught} | {said[:, 1].mean():.1%} | {scores.brier(said, truth):.4f} | {against}"
-        f" | {scores.ece(said, truth):.4f} | {auroc:.3f} |",
+        f" | {scores.ece(said, truth):.3f} | {auroc:.3f} |",
         flush=True,
     )
 
@@ -165,8 +151,8 @@ def label_by(contract: Contract, loan: Case, moment: datetime) -> str | None:
     return contract.on_expiry if deadline <= moment else None
 
 
-def fill(config: Config, contract: Contract, loans: list[Case], cut: datetime) -> None:
-    """The lake as it was on the day of the cut, with one window: the loans that were as old as the horizon."""
+def fill(config: Config, contract: Contract, loans: list[Case], cut: datetime, window_rows: int) -> None:
+    """The lake on the day of the cut; its window is the last so many loans that were as old as the horizon."""
     horizon = timedelta(microseconds=contract.horizon_us)
     output = msgspec.json.encode({"label": "paid", "probabilities": contract.output.prior}).decode()
     predictions, labeled = [], []
@@ -189,12 +175,13 @@ def fill(config: Config, contract: Contract, loans: list[Case], cut: datetime) -
             expired = observed > loan.predicted_at + horizon
             shown = {"label": label, "status": "expired" if expired else "labeled", "revision": 0 if expired else 1}
             labeled.append({**row, **shown, "observed_at": None if expired else observed})
+    mature = [loan for loan in loans if loan.predicted_at < cut - horizon][-window_rows:]
     window = {
         "stream": contract.stream,
         "window": 1,
-        "from_time": loans[0].predicted_at,
+        "from_time": mature[0].predicted_at,
         "to_time": cut - horizon,
-        "trainable": 1,
+        "trainable": len(mature),
         "coverage": 1.0,
         "sealed_at": cut,
     }

@@ -106,7 +106,7 @@ class _Found(msgspec.Struct, frozen=True):
 # prediction may come again from the join, which still had it: nothing of it is among the predictions then.
 _LABELED = """
 with held as (select distinct prediction_id from quarantined where stream = $stream and state <> 'released'),
-labeled as (
+labeled as not materialized (
     select prediction_id, revision, label, inputs, predicted_at,
         case when observed_at is null then $horizon_us
             else least(greatest(epoch_us(observed_at - predicted_at), 0), $horizon_us) end as delay_us,
@@ -230,8 +230,9 @@ def _older(lake: Lake, contract: Contract, until: datetime, without: set[str], w
     span: dict[str, Any] = {"until": until, "salt": f":{seed}", "wanted": wanted}
     if by == "slice":
         span["paths"] = _slice_paths(contract)
+    of_label = "count(*) over (partition by label) / count(*) over ()" if by == "label" else "0.0"
     ask = f"""
-        select *, count(*) over (partition by label) / count(*) over () as of_label from labeled
+        select *, {of_label} as of_label from labeled
         where excluded is null and prediction_id not in (select prediction_id from chosen)
         order by {_STRATA[by]} {_BY_CHANCE} limit $wanted
     """

@@ -90,9 +90,15 @@ def _in_words(contract: Contract) -> str:
         f"Stream '{contract.stream}': {len(contract.inputs)} inputs, {classes}; "
         f"the label is {_label_in_words(contract.label)}. {joined}"
         f"A prediction without an outcome after {contract.horizon} {expired}; {late}. "
-        f"A training cycle every {contract.training.window_rows} labeled rows."
+        f"Windows of {contract.training.window_rows} labeled rows; a training cycle {_trained_in_words(contract)}."
         + (f" Hidden before it is sent: {', '.join(hidden)}." if hidden else "")
     )
+
+
+def _trained_in_words(contract: Contract) -> str:
+    triggers = contract.training.triggers
+    given = [name for name in ("rows", "every", "drift", "decline", "recalled") if getattr(triggers, name) is not None]
+    return f"when one of its triggers says so ({', '.join(given)})" if given else "on each"
 
 
 def _label_in_words(label: Label) -> str:
