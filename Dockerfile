@@ -11,7 +11,7 @@ WORKDIR /srv/accrual
 COPY pyproject.toml constraints.txt ./
 RUN pip install --no-cache-dir --constraint constraints.txt uv \
     && uv pip install --system --no-cache --torch-backend="${TORCH_BACKEND}" --constraint constraints.txt \
-        --requirements pyproject.toml --extra lake --extra streams --extra trainer
+        --requirements pyproject.toml --extra lake --extra streams --extra trainer --extra mlflow
 
 COPY LICENSE README.md CHANGELOG.md ./
 COPY accrual accrual

@@ -25,7 +25,7 @@ from accrual.errors import (
     Transient,
 )
 from accrual.events import Distribution, new_prediction_id
-from accrual.feed import Champion, ModelFeed
+from accrual.feed import Challenger, Champion, ModelFeed
 from accrual.recorder import AsyncRecorder, Recorder, Undelivered
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "BrokerUnavailable",
     "BufferFull",
     "BundleError",
+    "Challenger",
     "Champion",
     "Config",
     "ConfigError",

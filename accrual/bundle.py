@@ -6,8 +6,9 @@
         contract.yaml         the contract it was made from
         labels.json           its classes, in the order of the head's rows
         head.safetensors      `bias` [classes] and, unless it is a constant model, `weight` [classes, dimensions]
-        calibrator.json       the temperature
+        calibrator.json       how its logits become probabilities
         tokenizer/ adapter/   unless it is a constant model; `adapter` (PEFT, fp32) once it was trained
+        rows.parquet          what it learned from: prediction_id, revision, label, part, weight; not of generation 0
         README.md             the model card
 
 The base model is not in it: it never changes, and is known by its own digest. Nothing in a bundle is executable;
@@ -35,15 +36,19 @@ from accrual.signing import load_public_key
 VERSION = 1
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
+ROWS = "rows.parquet"
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What made a model. It holds no clock time: the same rows, seed and code give the same digest.
 
     `parent` and `parent_digest` name the champion it was trained to replace (None for generation 0). `windows` are all
-    whose rows it has seen, read at lake snapshot `snapshot_id`; `rows_digest` is over the rows' ids and labels.
-    `start`: whether it went on from the base or from its parent's adapter and head.
-    `base_digest` is None for a constant model, which needs no base. `files` maps relative names to SHA-256.
+    whose rows it has seen, read at lake snapshot `snapshot_id`; `rows_digest` is over what rows.parquet says of each.
+    `selection` counts what was chosen and what was not (docs/training-data.md).
+    `start`: whether training went on from the base or from the parent's adapter and head. `base_digest` is None for a
+    constant model, which needs no base. `adapter_scale` is what the adapter's part was multiplied with after training,
+    so that the base's abilities are kept; `retention` is how far its correlation on the contract's probe is above the
+    base's. `files` maps relative names to SHA-256.
     """
 
     v: int = VERSION
@@ -62,6 +67,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     base_digest: str | None
     start: Literal["base", "champion"] = "base"
     made_with: dict[str, str]
+    adapter_scale: float = 1.0
+    retention: float | None = None
+    selection: dict[str, int] = {}
     files: dict[str, str] = {}
 
     @property
@@ -113,6 +121,35 @@ def seal_bundle(draft: Path, manifest: Manifest, key: Ed25519PrivateKey) -> str:
 def read_manifest(folder: Path) -> Manifest:
     """The manifest, not verified. Raises BundleError when it is missing or cannot be read."""
     return _parsed(_content(folder), folder)
+
+
+def rows_of_bundle(folder: Path) -> set[str]:
+    """The ids of the predictions that a model was made from: trained on, replayed or calibrated with.
+
+    Empty for generation 0. Raises BundleError when the file cannot be read.
+    """
+    if not (folder / ROWS).exists():
+        return set()
+    from pyarrow import ArrowException
+    from pyarrow.parquet import read_table
+
+    try:
+        return set(read_table(folder / ROWS, columns=["prediction_id"])["prediction_id"].to_pylist())
+    except (OSError, ArrowException) as exc:
+        raise BundleError(f"{folder}: {ROWS} cannot be read: {exc}") from exc
+
+
+def lineage(store: Path, digest: str) -> set[str]:
+    """The ids of all predictions that have had a part in a model's weights: its own rows and, as long as weights were
+    begun from a parent's, the parent's. Raises BundleError when a bundle of the line is missing or cannot be read.
+    """
+    found: set[str] = set()
+    line: str | None = digest
+    while line is not None:
+        manifest = read_manifest(store / line)
+        found |= rows_of_bundle(store / line)
+        line = manifest.parent_digest if manifest.start == "champion" else None
+    return found
 
 
 def verify_bundle(folder: Path, public_key: Path) -> Manifest:

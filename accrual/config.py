@@ -75,6 +75,16 @@ class Registry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     url: str = ""
 
 
+class Mlflow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where training runs are logged beside the ledger; an empty `tracking_uri` means nowhere.
+
+    `tracking_uri`: an MLflow server's address, or a database such as `sqlite:///mlflow.db`.
+    """
+
+    tracking_uri: str = ""
+    experiment: str = "accrual"
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything a stage needs to know about where it runs."""
 
@@ -83,6 +93,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lake: Lake = msgspec.field(default_factory=Lake)
     models: Models = msgspec.field(default_factory=Models)
     registry: Registry = msgspec.field(default_factory=Registry)
+    mlflow: Mlflow = msgspec.field(default_factory=Mlflow)
     pii: Pii = msgspec.field(default_factory=Pii)
     state: str = ".accrual"
     contracts: str = "schemas/contracts"
@@ -123,7 +134,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "ACCRUAL_STATE": str(self.state_dir),
             "ACCRUAL_CONTRACTS": str(Path(self.contracts).absolute()),
         }
-        for section in ("kafka", "topics", "lake", "models", "pii"):
+        for section in ("kafka", "topics", "lake", "models", "mlflow", "pii"):
             for key, value in msgspec.to_builtins(getattr(self, section)).items():
                 if key != "client":
                     env[f"ACCRUAL_{section}_{key}".upper()] = (

@@ -21,6 +21,7 @@ from accrual.errors import ContractError, Rejected
 from accrual.expression import Node, evaluator, label_text, parse
 from accrual.label_rule import Label, inconsistencies, summand
 from accrual.quality_rules import Quality, mistakes
+from accrual.training_policy import Control, Triggers, control_mistakes, trigger_mistakes
 
 MAX_ID_LENGTH = 128
 REMEMBERED_VALUES = 20_000  # about a batch
@@ -136,7 +137,10 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a challenger is made. `template` renders the inputs to text: `{field}` is replaced by its value.
 
     `maturity`: the share of the labels to come that must be there before a window is sealed, by the measured delays;
-    1 waits for the horizon.
+    1 waits for the horizon. `calibration`: the method, or `auto` for the one that rows held out speak for.
+    `held_out`: the share of all rows that no generation learns from, so that all can be compared on them.
+    `cohort`: whether rows that are younger than the sealed windows are learned from too (docs/maturity.md).
+    `prefer`, `replay_by`, `balance`, `control`: which rows, and what each counts (docs/training-data.md).
     `start`: from the base model, or from the champion's adapter and head. `accumulate`: batches a step.
     `gradient_checkpointing`: compute states again instead of keeping them. `checkpoint_steps`: steps from one
     checkpoint to the next. `quantize`: hold the base in fewer bits while training; needs CUDA.
@@ -145,6 +149,7 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     template: str
     window_rows: int = 1000
     maturity: float = 1.0
+    held_out: float = 0.05
     max_rows: int = 100_000
     base_model: str | None = None
     replay: float = 0.5
@@ -159,7 +164,36 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     checkpoint_steps: int = 50
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     quantize: Literal["4bit", "8bit"] | None = None
+    calibration: Literal["auto", "none", "temperature", "platt", "beta", "isotonic"] = "auto"
     seed: int = 17
+    cohort: Literal["mature", "ipw", "observed"] = "mature"
+    prefer: Literal["newest", "uncertain"] = "newest"
+    replay_by: Literal["random", "label", "slice"] = "random"
+    balance: Literal["none", "sqrt", "equal"] = "none"
+    control: Control | None = None
+    triggers: Triggers = msgspec.field(default_factory=Triggers)
+
+
+class Slices(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Parts of the rows, one for each value of each of `fields` (inputs), in which no challenger may be much worse.
+
+    `most_loss`: by how much its Brier score may be above the champion's. `least_rows`: a slice with fewer need not
+    prove that it is not.
+    """
+
+    fields: list[str]
+    most_loss: float = 0.05
+    least_rows: int = 300
+
+
+class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the base model could do must not be lost. `probe`: `stsb`, or a CSV file of sentence, sentence, similarity.
+
+    `most_loss`: by how much the challenger's rank correlation with those similarities may be below the base's.
+    """
+
+    probe: str
+    most_loss: float = 0.02
 
 
 class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -167,12 +201,14 @@ class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `alpha`: the chance, over the stream's whole life, that a challenger no better than its champion is published.
     `patience`: judged windows after which an undecided challenger is given up.
-    `max_ece_increase`: guard on calibration, in units of probability.
+    `max_ece_increase`: guard on calibration, in units of probability. `slices`, `retention`: guards, none by default.
     """
 
     alpha: float = 0.05
     patience: int = 3
     max_ece_increase: float = 0.05
+    slices: Slices | None = None
+    retention: Retention | None = None
 
 
 class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
@@ -308,6 +344,11 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
         """The text a model reads: the template with each `{field}` replaced; what is missing says `unknown`."""
         return _PLACEHOLDER.sub(lambda m: _as_text(inputs.get(m[1])), self.training.template)
 
+    def slices_of(self, inputs: Mapping[str, Any]) -> tuple[str, ...]:
+        """The names of the gate's slices that a row is in, one for each of their fields: `grade=C`."""
+        fields = self.gate.slices.fields if self.gate.slices is not None else []
+        return tuple(f"{name}={_as_text(inputs.get(name))}" for name in fields)
+
     @cached_property
     def _text_of(self) -> Callable[[Mapping[str, Any]], str | None]:
         if self.expression is not None:
@@ -423,9 +464,11 @@ def _inconsistencies(contract: Contract) -> list[tuple[str, str]]:
         found += mistakes(contract.quality, contract.input_types, contract.field_types, classes)
     training, gate = contract.training, contract.gate
     stopping = training.early_stopping
+    found += _training_mistakes(contract, placeholders)
     bounds: list[tuple[str, bool, str]] = [
         ("training.window_rows", training.window_rows >= 10, "must be at least 10"),
         ("training.maturity", 0.5 <= training.maturity <= 1, "is a share of the labels to come: 0.5 to 1"),
+        ("training.held_out", 0 <= training.held_out <= 0.5, "is a share of the rows: 0 to 0.5"),
         ("training.max_rows", training.max_rows >= 10, "must be at least 10"),
         ("training.replay", 0 <= training.replay <= 10, "is a share of the new rows: 0 to 10"),
         ("training.epochs", training.epochs >= 1, "must be at least 1"),
@@ -447,7 +490,36 @@ def _inconsistencies(contract: Contract) -> list[tuple[str, str]]:
         ("gate.alpha", 0 < gate.alpha < 1, "is a probability: between 0 and 1"),
         ("gate.patience", gate.patience >= 1, "must be at least 1"),
     ]
+    if gate.slices is not None:
+        found += _unsliceable(gate.slices.fields, contract.input_types)
+        bounds += [
+            ("gate.slices.most_loss", 0 < gate.slices.most_loss < 2, "is a Brier score: between 0 and 2"),
+            ("gate.slices.least_rows", gate.slices.least_rows >= 10, "must be at least 10"),
+        ]
+    if gate.retention is not None:
+        bounds.append(
+            ("gate.retention.most_loss", 0 < gate.retention.most_loss < 1, "is a correlation: between 0 and 1")
+        )
     return found + [(field, problem) for field, fine, problem in bounds if not fine]
+
+
+def _training_mistakes(contract: Contract, in_template: list[str]) -> list[tuple[str, str]]:
+    """Which rows are learned from, and when."""
+    training, inputs = contract.training, contract.input_types
+    found = trigger_mistakes(training.triggers, inputs, contract.quality is not None)
+    for name in ("every", "cooldown"):
+        duration = getattr(training.triggers, name)
+        try:
+            parse_duration(duration or "1d")
+        except ValueError as exc:
+            found.append((f"training.triggers.{name}", str(exc)))
+    if training.control is not None:
+        found += control_mistakes(training.control, inputs, in_template)
+    if training.replay_by == "slice" and not (contract.quality and contract.quality.slices):
+        found.append(("training.replay_by", "`slice` draws by the inputs in quality.slices: name some there"))
+    if training.cohort == "ipw" and training.prefer == "uncertain":
+        found.append(("training.prefer", "`uncertain` with `cohort: ipw`: its weights need a sample drawn at random"))
+    return found
 
 
 def _fields_of(node: Node) -> set[str]:
@@ -479,6 +551,20 @@ def _unhidable(where: str, fields: Mapping[str, Field]) -> list[tuple[str, str]]
         elif field.max_length is not None and field.max_length < length:
             found.append((f"{where}.{name}.max_length", f"`pii: {field.pii}` sends {length} characters"))
     return found
+
+
+def _unsliceable(fields: list[str], inputs: Mapping[str, str]) -> list[tuple[str, str]]:
+    found = [
+        ("gate.slices.fields", f"'{name}' is not one of inputs ({', '.join(inputs)})")
+        for name in fields
+        if name not in inputs
+    ]
+    found += [
+        ("gate.slices.fields", f"'{name}' is a number: slices are by inputs of few values")
+        for name in fields
+        if inputs.get(name) == "number"
+    ]
+    return found or ([] if fields else [("gate.slices.fields", "name an input")])
 
 
 def _microseconds(duration: str) -> int:

@@ -3,10 +3,14 @@
 A background thread reads the models topic. A new generation is verified and loaded beside the serving one, and only
 then swapped in, in one assignment: a caller that holds a champion keeps a whole one. A generation that does not verify
 or load is refused, counted and surfaced; the champion before it stays.
+
+On request it also reads the training topic, and hands out the challenger while one is frozen and not yet judged: to run
+in the champion's shadow, or to serve a share of the units (A/B).
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +23,7 @@ from accrual.config import Config, load_config
 from accrual.errors import BundleError, NoChampion, NotHere
 from accrual.events import Distribution
 from accrual.kafka import OFFSET_BEGINNING, KafkaError, TopicNames, TopicPartition, consumer
-from accrual.ledger import Generation, decode_generation
+from accrual.ledger import Generation, Run, decode_generation, decode_ledger_entry
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +42,18 @@ class Champion(msgspec.Struct, frozen=True):
         return self.generation.model
 
 
+class Challenger(msgspec.Struct, frozen=True):
+    """A loaded model that is frozen and waits for its verdict. `predict` as the champion's."""
+
+    run: Run
+    predict: Predict
+
+    @property
+    def model(self) -> str:
+        """`stream@version`: what predictions made with it name."""
+        return f"{self.run.stream}@{self.run.version}"
+
+
 class ModelFeed:
     """The champion of one stream, always the last one published that could be verified and loaded."""
 
@@ -46,11 +62,13 @@ class ModelFeed:
         stream: str,
         config: Config | None = None,
         *,
+        challenger: bool = False,
         load: Callable[[Generation], Predict] | None = None,
         on_refused: Callable[[Generation, Exception], None] | None = None,
     ) -> None:
         """Starts reading at once, in the background.
 
+        `challenger`: hand out the challenger too; it takes as much memory as the champion.
         `load`: makes the predict function of a generation; the default verifies the signed bundle in the model store
         and loads it with torch. `on_refused`: called from the background thread when that fails.
         """
@@ -60,6 +78,10 @@ class ModelFeed:
         self._load = self._load_bundle if load is None else load
         self._on_refused = on_refused
         self._champion: Champion | None = None
+        self._with_challenger = challenger
+        self._open_run: Run | None = None
+        self._tried = ""  # the run whose model was loaded last, or could not be
+        self._challenger: Challenger | None = None
         self._first = threading.Event()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._read, name=f"model feed {stream}", daemon=True)
@@ -73,6 +95,22 @@ class ModelFeed:
                 " the trainer publishes generation 0 when it starts"
             )
         return self._champion
+
+    def challenger(self) -> Challenger | None:
+        """The model that waits for its verdict, if there is one that could be loaded; what it says decides nothing."""
+        return self._challenger
+
+    def assigned(self, unit: str, share: float) -> Champion | Challenger:
+        """The model that serves a unit (a customer, a session) while `share` of all units are the challenger's.
+
+        The same unit has the same model as long as the challenger waits; another challenger draws other units. Without
+        one it is the champion. Raises NoChampion if there is no champion yet.
+        """
+        champion, challenger = self.champion(0), self._challenger
+        if challenger is None:
+            return champion
+        drawn = hashlib.sha256(f"{challenger.run.run_id}:{unit}".encode()).digest()
+        return challenger if int.from_bytes(drawn[:8]) < share * 2**64 else champion
 
     def close(self) -> None:
         """Stop reading; the last champion stays usable."""
@@ -88,9 +126,10 @@ class ModelFeed:
         self.close()
 
     def _read(self) -> None:
-        topic = TopicNames(self._config.topics.prefix).models
+        names = TopicNames(self._config.topics.prefix)
         reader = consumer(self._config, f"{self._config.topics.prefix}.feed", **{"enable.partition.eof": True})
-        reader.assign([TopicPartition(topic, 0, OFFSET_BEGINNING)])
+        topics = [names.models, names.training] if self._with_challenger else [names.models]
+        reader.assign([TopicPartition(topic, 0, OFFSET_BEGINNING) for topic in topics])
         news: list[Generation] = []
         try:
             while not self._closed.is_set():
@@ -100,15 +139,46 @@ class ModelFeed:
                 error = message.error()
                 if error is None:
                     if message.key() == self.stream.encode() and message.value() is not None:
-                        news += _decoded(message.value() or b"")
+                        if message.topic() == names.models:
+                            news += _decoded(message.value() or b"")
+                        else:
+                            self._note(message.value() or b"")
                 elif error.code() == KafkaError._PARTITION_EOF:
                     # Only now is the last one known: what it replaced need not be loaded, unless it fails.
                     self._adopt_newest(news)
                     news.clear()
+                    self._adopt_challenger()
                 else:
                     log.warning("model feed of '%s': %s", self.stream, error.str())
         finally:
             reader.close()
+
+    def _note(self, value: bytes) -> None:
+        """Remember the run that waits, from a record of the training topic."""
+        try:
+            entry = decode_ledger_entry(value)
+        except msgspec.DecodeError as exc:
+            log.error("a record of the training topic cannot be read: %s", exc)
+            return
+        if isinstance(entry, Run):
+            self._open_run = entry if entry.state in ("trained", "waiting") else None
+
+    def _adopt_challenger(self) -> None:
+        run = self._open_run
+        if run is None:
+            self._challenger = None
+        elif run.run_id != self._tried:
+            generation = _as_generation(run)
+            self._challenger, self._tried = None, run.run_id
+            try:
+                self._challenger = Challenger(run, self._load(generation))
+            except Exception as exc:
+                # Nobody depends on it: it is not tried again, the next challenger is another run.
+                log.exception("challenger %s refused", generation.model)
+                self.refused += 1
+                self._surface(generation, exc)
+            else:
+                log.info("challenger of '%s' is %s", self.stream, generation.model)
 
     def _adopt_newest(self, news: Sequence[Generation]) -> None:
         for generation in reversed(news):
@@ -151,3 +221,19 @@ def _decoded(value: bytes) -> list[Generation]:
     except msgspec.DecodeError as exc:
         log.error("an announcement on the models topic cannot be read: %s", exc)
         return []
+
+
+def _as_generation(run: Run) -> Generation:
+    """What would be announced if the run's model was published."""
+    return Generation(
+        stream=run.stream,
+        version=run.version,
+        model=f"{run.stream}@{run.version}",
+        digest=run.digest or "",
+        bundle=run.digest or "",
+        run_id=run.run_id,
+        parent=run.parent,
+        windows=run.windows,
+        rows=run.rows_new + run.rows_replayed,
+        published_at=run.at,
+    )

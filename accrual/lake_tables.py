@@ -81,7 +81,7 @@ TABLES: dict[str, pa.Schema] = {
             ("arrived_at", TIME),
         ]
     ),
-    # The next three hold the structs of accrual.ledger, field by field.
+    # The next three hold the structs of accrual.ledger, field by field; what is nested is JSON text.
     "generations": pa.schema(
         [
             ("stream", pa.string()),
@@ -94,6 +94,7 @@ TABLES: dict[str, pa.Schema] = {
             ("windows", pa.list_(pa.int32())),
             ("rows", pa.int64()),
             ("published_at", TIME),
+            ("learned_until", TIME),
             ("offset", pa.int64()),
         ]
     ),
@@ -112,7 +113,11 @@ TABLES: dict[str, pa.Schema] = {
             ("state", pa.string()),
             ("reason", pa.string()),
             ("seconds", pa.float64()),
+            ("retention", pa.float64()),
             ("at", TIME),
+            ("trigger", pa.string()),
+            ("selection", pa.map_(pa.string(), pa.int64())),
+            ("learned_until", TIME),
             ("offset", pa.int64()),
         ]
     ),
@@ -130,6 +135,10 @@ TABLES: dict[str, pa.Schema] = {
             ("log_loss", pa.float64()),
             ("ece", pa.float64()),
             ("coverage", pa.float64()),
+            ("calibration_error", pa.float64()),
+            ("intervals", pa.string()),
+            ("reliability", pa.string()),
+            ("slices", pa.string()),
             ("e_value", pa.float64()),
             ("verdict", pa.string()),
             ("at", TIME),

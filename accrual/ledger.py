@@ -14,11 +14,34 @@ import msgspec
 from accrual.events import VERSION, Time
 
 
+class Bin(msgspec.Struct, frozen=True):
+    """A point of a reliability curve: the mean probability that was said, and how often it happened, on `rows`."""
+
+    said: float
+    happened: float
+    rows: int
+
+
+class SliceScores(msgspec.Struct, frozen=True):
+    """A model on the rows of a window that are in one slice (`grade=C`).
+
+    `loss_at_most`, only of a challenger and with enough rows: by how much its Brier score there may be above its
+    champion's, on all windows judged so far; all of its bounds hold together, whenever one looks.
+    """
+
+    name: str
+    rows: int
+    accuracy: float
+    brier: float
+    loss_at_most: float | None = None
+
+
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
     """A published model: the champion of its stream from now on.
 
     `model` is `stream@version`, as predictions name it. `bundle` is its folder under the model store;
-    `digest` is the SHA-256 of the manifest, which in turn names every file's. `windows` are those it was trained on.
+    `digest` is the SHA-256 of the manifest, which in turn names every file's. `windows` are those it was trained on;
+    it learned from no prediction of `learned_until` or later (None: of no window after those).
     """
 
     v: int = VERSION
@@ -32,10 +55,16 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     windows: list[int]
     rows: int
     published_at: Time
+    learned_until: Time | None = None
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True, tag="run", tag_field="type"):
-    """One training run, written at each change of `state`; the last record of a `run_id` holds."""
+    """One training run, written at each change of `state`; the last record of a `run_id` holds.
+
+    `retention`: how far the model's correlation on the contract's probe is above the base model's, mostly below 0.
+    `trigger`: what set it off. `selection`: how many rows were chosen, and how many not and why. `learned_until`: as of
+    a `Generation`. `seconds` is what training took, `at` when the state was said.
+    """
 
     v: int = VERSION
     run_id: str
@@ -51,14 +80,20 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, tag="run", tag_field="type"
     state: Literal["trained", "waiting", "promoted", "rejected", "failed"]
     reason: str
     seconds: float
+    retention: float | None = None
     at: Time
+    trigger: str = ""
+    selection: dict[str, int] = {}
+    learned_until: Time | None = None
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True, tag="evaluation", tag_field="type"):
     """One model scored on one sealed window that neither it nor its rivals were trained on.
 
-    `auroc` only for two classes. `coverage` is the share of the window's predictions that have a label. `e_value` and
-    `verdict` only for a challenger: the evidence so far that it beats the champion, and what the gate made of it.
+    `auroc` only for two classes. `coverage` is the share of the window's predictions that have a label.
+    `calibration_error` is the debiased one of accrual.scores; `intervals` has the 95% confidence interval, low and
+    high, of `accuracy`, `brier`, `log_loss` and `ece`; `reliability` is the curve. `e_value` and `verdict` only for a
+    challenger: the evidence so far that it beats the champion, and what the gate made of it.
     """
 
     v: int = VERSION
@@ -74,6 +109,10 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True, tag="evaluation", ta
     log_loss: float
     ece: float
     coverage: float
+    calibration_error: float | None = None
+    intervals: dict[str, tuple[float, float]] = {}
+    reliability: list[Bin] = []
+    slices: list[SliceScores] = []
     e_value: float | None = None
     verdict: Literal["promote", "reject", "wait"] | None = None
     at: Time

@@ -1,6 +1,6 @@
 """The predictor: a bundle, loaded. Services and the trainer's judge use this same class, so what was judged is served.
 
-    encoder -> mean of the states, length one -> weight @ e + bias -> softmax(logits / temperature)
+    encoder -> mean of the states, length one -> weight @ e + bias -> calibrator
 
 A bundle without `weight` is a constant model: it says the same of every row, and needs neither base nor torch.
 """
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from accrual.bundle import Manifest, verify_bundle
+from accrual.calibrator import Calibrator
 from accrual.config import Config
 from accrual.contract import Contract, load_contract
 from accrual.errors import BundleError
@@ -26,13 +27,6 @@ if TYPE_CHECKING:
     from accrual.encoder import Encoder
 
 DIGITS = 6  # of a probability on the wire: an event of 77 classes stays under 3 kB
-
-
-class Calibrator(msgspec.Struct, frozen=True):
-    """Temperature scaling (Guo et al. 2017): logits are divided by it. `rows` are those it was fitted on."""
-
-    temperature: float = 1.0
-    rows: int = 0
 
 
 class Predictor:
@@ -92,20 +86,17 @@ class Predictor:
             for row in table
         ]
 
+    def vectors(self, texts: Sequence[str]) -> NDArray[np.float32] | None:
+        """The encoder's vectors, [texts, dimensions], each of length one; None for a constant model."""
+        return None if self._encoder is None else self._encoder.embed(texts)
+
     def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """[texts, classes], as computed; each row sums to 1."""
         if self._encoder is None or self.weight is None:
             logits = np.tile(self.bias, (len(texts), 1))
         else:
             logits = self._encoder.embed(texts) @ self.weight.T + self.bias
-        return softmax(logits, self.calibrator.temperature)
-
-
-def softmax(logits: NDArray[np.floating[Any]], temperature: float) -> NDArray[np.float64]:
-    """Probabilities of logits [rows, classes] at a temperature."""
-    scaled = logits.astype(np.float64) / temperature
-    raised = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    return np.asarray(raised / raised.sum(axis=1, keepdims=True), dtype=np.float64)
+        return self.calibrator.probabilities(logits)
 
 
 def _encoder(folder: Path, manifest: Manifest, contract: Contract, config: Config) -> Encoder:

@@ -22,6 +22,7 @@ from accrual.errors import ConfigError, NotFound
 from accrual.kafka import TopicNames
 from accrual.lake import open_lake, open_lake_for_writing
 from accrual.lake_verify import DAMAGED, data_files, verify
+from accrual.watermark import watermark_of
 from consumers import sink as sink_loop
 from consumers.audit import audit_when_settled
 from consumers.audit_record import public_key_of, verify_record, write_record
@@ -34,7 +35,7 @@ from consumers.recall import touched_windows
 from consumers.recompute import EARLIEST, LATEST, Scope
 from consumers.refill import refill as refill_files
 from consumers.views import show_audit, show_life, show_recall, show_refilled, show_windows
-from consumers.windows import next_window, watermark_of
+from consumers.windows import next_window
 
 app = typer.Typer(
     help="From Kafka into the lake.",

@@ -89,7 +89,8 @@ def arrow_tables(
     records: Sequence[Message], by_topic: Mapping[str, Reader]
 ) -> tuple[dict[str, pa.Table], list[Skipped]]:
     """The rows of `records` by table, and what was left out."""
-    found: dict[str, list[tuple[Row, Message]]] = {}
+    rows: dict[str, list[Row]] = {}
+    sources: dict[str, list[Message]] = {}
     skipped: list[Skipped] = []
     for record in records:
         try:
@@ -99,24 +100,28 @@ def arrow_tables(
         except (msgspec.DecodeError, UnicodeDecodeError) as exc:
             skipped.append(_skipped(record, "unreadable", str(exc), own=True))
         else:
-            found.setdefault(table, []).append((row, record))
-    return {table: _table(table, rows, skipped) for table, rows in found.items()}, skipped
+            if table not in rows:
+                rows[table], sources[table] = [], []
+            rows[table].append(row)
+            sources[table].append(record)
+    return {table: _table(table, rows[table], sources[table], skipped) for table in rows}, skipped
 
 
 def _skipped(record: Message, reason: str, detail: str, own: bool) -> Skipped:
     return Skipped(record.topic() or "", record.partition() or 0, record.offset() or 0, reason, detail, own)
 
 
-def _table(name: str, rows: list[tuple[Row, Message]], skipped: list[Skipped]) -> pa.Table:
+def _table(name: str, rows: list[Row], sources: list[Message], skipped: list[Skipped]) -> pa.Table:
     """All rows as one table, without those that hold a value no column can (a hand-written revision of 2^40)."""
     try:
-        return _columns(name, [row for row, _ in rows])
+        return _columns(name, rows)
     except (pa.ArrowException, OverflowError, UnicodeEncodeError) as exc:
         if len(rows) == 1:
-            skipped.append(_skipped(rows[0][1], "unreadable", str(exc), own=True))
+            skipped.append(_skipped(sources[0], "unreadable", str(exc), own=True))
             return TABLES[name].empty_table()
         half = len(rows) // 2
-        return pa.concat_tables([_table(name, rows[:half], skipped), _table(name, rows[half:], skipped)])
+        first = _table(name, rows[:half], sources[:half], skipped)
+        return pa.concat_tables([first, _table(name, rows[half:], sources[half:], skipped)])
 
 
 def _columns(name: str, rows: list[Row]) -> pa.Table:
@@ -143,4 +148,10 @@ def _value(m: Message) -> bytes:
 
 
 def _ledger_row(table: str, entry: msgspec.Struct, offset: int | None) -> Row:
-    return (*(getattr(entry, name) for name in TABLES[table].names if name != "offset"), offset)
+    """An entry's fields in the order of the columns; what is nested where the column is text becomes JSON."""
+    row: list[Any] = []
+    for column in TABLES[table]:
+        value = offset if column.name == "offset" else getattr(entry, column.name)
+        nested = isinstance(value, list | dict) and pa.types.is_string(column.type)
+        row.append(msgspec.json.encode(value).decode() if nested else value)
+    return tuple(row)

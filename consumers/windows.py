@@ -33,6 +33,7 @@ from accrual.errors import LakeConflict, LakeError
 from accrual.kafka import TopicNames
 from accrual.lake import Lake, Move, WritableLake
 from accrual.lake_tables import TABLES
+from accrual.watermark import watermark_of
 from consumers.maturity import delay_curve
 from consumers.quality import Report, inspect, unrecorded
 from consumers.recompute import EARLIEST, Scope, recompute
@@ -95,19 +96,6 @@ class Candidate(msgspec.Struct, frozen=True):
         if self.quality is not None and self.quality.failed:
             return "quality: " + "; ".join(finding.said for finding in self.quality.failed)
         return "the sink to seal it"
-
-
-def watermark_of(lake: Lake, contract: Contract) -> datetime | None:
-    """How far event time of a stream has come in the lake, less its disorder; None without events."""
-    found = lake.rows(
-        """
-        select greatest((select max(predicted_at) from predictions where stream = ?),
-                        (select max(observed_at) from outcomes where stream = ?),
-                        (select max(moment) from ticks where stream = ?)) as reached
-        """,
-        [contract.stream] * 3,
-    )[0]["reached"]
-    return None if found is None else found - timedelta(microseconds=contract.disorder_us)
 
 
 def next_window(

@@ -25,10 +25,14 @@ from accrual import ModelFeed, Recorder, load_config, new_prediction_id
 from accrual.cli import run
 from accrual.contract import load_contracts
 from accrual.errors import ConfigError
-from examples import credit_risk, support_intents
+from examples import assistant_intents, credit_risk, support_intents
 from examples.case import Case
 
-STREAMS = {"support-intents": support_intents, "credit-risk": credit_risk}
+STREAMS = {
+    "support-intents": support_intents,
+    "assistant-intents": assistant_intents,
+    "credit-risk": credit_risk,
+}
 
 _BATCH = 64
 _FIRST_CHAMPION_S = 180.0

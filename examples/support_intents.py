@@ -1,70 +1,27 @@
-"""The support desk: banking77's 13,083 real customer questions, asked over three months.
-
-The questions and their intents are real; when they were asked is not known, so times are drawn, seeded: 40 intents at
-launch, the others open one by one over the first 70% of the time. The agent who handled a question files its intent
-hours to days later (log-normal, median ten hours); 2% are never filed, 1% are filed wrongly first and corrected, 1% are
-filed twice.
-"""
+"""The support desk: banking77's 13,083 real customer questions; 40 intents at launch, 37 open later."""
 
 from __future__ import annotations
 
 import csv
-import random
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 from accrual.contract import Contract
 from examples.case import Case
+from examples.opening_intents import asked_over_time
 
 DATA = Path(__file__).parent / "data" / "banking77"
 ROWS = 13_083
 
-_START = datetime(2026, 1, 5, tzinfo=UTC)
-_SPAN = timedelta(days=90)
-_OPENING_ENDS = 0.7
 _OPENED_PER_ROW = 5.5 / 1000
-_MEDIAN_DELAY = timedelta(hours=10)
 
 
 def cases(contract: Contract, rows: int, seed: int) -> list[Case]:
-    """`rows` questions in the order they are asked. With fewer rows fewer intents open, at the same rate."""
-    rng = random.Random(seed)
+    """`rows` questions in the order they are asked."""
     questions = [q for name in ("train.csv", "test.csv") for q in _read(DATA / name)]
-    launched = set(contract.output.classes)
-    later = sorted({intent for _, intent in questions} - launched)
-    rng.shuffle(later)
-    opening = later[: round(rows * _OPENING_ENDS * _OPENED_PER_ROW)]
-    opens = dict.fromkeys(launched, 0.0) | {
-        intent: _OPENING_ENDS * (n + 1) / len(opening) for n, intent in enumerate(opening)
-    }
-    known = [(text, intent) for text, intent in questions if intent in opens]
-    asked = sorted(
-        (rng.uniform(opens[intent], 1.0), text, intent) for text, intent in rng.sample(known, min(rows, len(known)))
-    )
-    return [_case(rng, moment, text, intent, opens) for moment, text, intent in asked]
+    return asked_over_time(questions, contract, rows, seed, _OPENED_PER_ROW)
 
 
 def _read(path: Path) -> Iterable[tuple[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
         yield from ((row["text"], row["category"]) for row in csv.DictReader(file))
-
-
-def _case(rng: random.Random, moment: float, text: str, intent: str, opens: dict[str, float]) -> Case:
-    asked_at = _START + moment * _SPAN
-    filed_at = asked_at + _delay(rng)
-    outcomes: list[tuple[datetime, dict[str, Any]]] = [(filed_at, {"intent": intent})]
-    chance = rng.random()
-    if chance < 0.02:
-        outcomes = []
-    elif chance < 0.03:
-        wrong = rng.choice([other for other, opened in opens.items() if opened <= moment and other != intent])
-        outcomes = [(filed_at, {"intent": wrong}), (filed_at + _delay(rng), {"intent": intent})]
-    elif chance < 0.04:
-        outcomes *= 2
-    return Case(asked_at, {"text": text}, outcomes)
-
-
-def _delay(rng: random.Random) -> timedelta:
-    return _MEDIAN_DELAY * rng.lognormvariate(0.0, 1.0)

@@ -73,6 +73,6 @@ fi
 if [ "${TORCH:-}" = cpu ]; then
     installer="$installer --torch-backend=cpu"
 fi
-$installer --constraint constraints.txt --editable '.[lake,streams,trainer,broker,dev]'
+$installer --constraint constraints.txt --editable '.[lake,streams,trainer,mlflow,broker,dev]'
 "$VENV/bin/accrual" broker fetch
 echo "setup: done"

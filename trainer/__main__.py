@@ -33,6 +33,13 @@ def main(
         list[str] | None, typer.Option(help="Train this stream only; may be given several times. Default: all.")
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="Take every step that can be taken now, then end.")] = False,
+    now: Annotated[
+        bool,
+        typer.Option("--now", help="Train the --stream now, whatever its triggers say, then go on as with --once."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done first and why, and do nothing.")
+    ] = False,
 ) -> None:
     """Run the trainer: wait for sealed windows, fine-tune, judge on the next window, publish what earned it.
 
@@ -41,6 +48,8 @@ def main(
       accrual train                             run until stopped, all streams
       accrual train --stream credit-risk        one stream
       accrual train --once                      what can be done now, for a scheduler
+      accrual train --once --dry-run            what that would be, and why
+      accrual train --now --stream credit-risk  by hand: a challenger now, whatever the triggers say
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGTERM, _leave)
@@ -51,17 +60,29 @@ def main(
     for name in stream or []:
         if name not in contracts:
             raise ConfigError(f"--stream {name}: there are contracts for {', '.join(contracts)}")
-    keep_training(config, contracts, stream or list(contracts), once)
+    if now and not stream:
+        raise ConfigError("--now needs --stream: say which one is to be trained")
+    if dry_run:
+        _foretell(config, contracts, stream or list(contracts), now)
+    else:
+        keep_training(config, contracts, stream or list(contracts), once or now, now)
 
 
-def keep_training(config: Config, contracts: Mapping[str, Contract], streams: Sequence[str], once: bool) -> None:
-    """Take one step after another. What a retry may heal is waited out, loudly; all else ends the process."""
+def keep_training(
+    config: Config, contracts: Mapping[str, Contract], streams: Sequence[str], once: bool, now: bool = False
+) -> None:
+    """Take one step after another. What a retry may heal is waited out, loudly; all else ends the process.
+
+    `now`: each stream is asked to be trained, whatever its triggers say.
+    """
     pause = LOOK_EVERY_S
     trainer: Trainer | None = None
     while True:
         try:
             if trainer is None:
                 trainer = _make_trainer(config, contracts)
+                for name in streams if now else ():
+                    trainer.ask_for(name)
             steps = [trainer.next_step(name) for name in streams]
             moved = any(steps)
             pause = LOOK_EVERY_S
@@ -79,6 +100,15 @@ def keep_training(config: Config, contracts: Mapping[str, Contract], streams: Se
             return
         if not moved:
             time.sleep(pause)
+
+
+def _foretell(config: Config, contracts: Mapping[str, Contract], streams: Sequence[str], now: bool) -> None:
+    from trainer.dry_run import foretell
+    from trainer.publish import Said
+
+    said = Said(config)
+    for name in streams:
+        typer.echo(foretell(config, said, contracts[name], now))
 
 
 def _make_trainer(config: Config, contracts: Mapping[str, Contract]) -> Trainer:

@@ -3,7 +3,7 @@
     wait for a sealed window
     is a challenger waiting?   evaluate it on that window, beside the champion and generation 0
                                gate: promote, reject or wait; publish
-    otherwise                  select rows, fine-tune, calibrate on later rows, freeze
+    otherwise, if it is time   select rows, fine-tune, keep the base's abilities, calibrate on later rows, freeze
 
 so that every challenger is frozen before the window that judges it, and is judged only on rows that neither it nor its
 champion has learned from. Each step ends in the ledger; a trainer that is killed anywhere starts again with the step
@@ -14,35 +14,43 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
+import numpy as np
 from safetensors import SafetensorError
 
-from accrual.bundle import Manifest
+from accrual.bundle import Manifest, read_manifest
 from accrual.config import Config
 from accrual.contract import Contract, Training
 from accrual.encoder import Encoder, base_folder
 from accrual.errors import BundleError, ConfigError, StoreUnavailable, TrainingFailed
-from accrual.lake import open_lake
+from accrual.lake import Lake, open_lake
 from accrual.ledger import Generation, Run
 from accrual.predictor import Predictor
 from accrual.scores import indices_of
 from accrual.signing import load_or_make_signing_key
+from accrual.training_policy import OBSERVED_WARNING
 from trainer.calibrate import calibrate
-from trainer.evaluate import Scored, ece_of, score
+from trainer.evaluate import Scored, by_slice, calibration_error_of, gains_of, learned_from, score
 from trainer.finetune import Start, fine_tune
 from trainer.freeze import find_frozen, freeze, freeze_generation_0, made_with
 from trainer.gate import judge
+from trainer.plan import gather, plan_of, rises_of
 from trainer.publish import Ledger
+from trainer.retention import keep_abilities, read_probe
 from trainer.select import Selection, Window, rows_of, sealed_windows, select
+from trainer.tracking import Tracking
+from trainer.triggers import Facts
 
 log = logging.getLogger(__name__)
 
+FRESH_S = 60.0
 _STATE = {"promote": "promoted", "reject": "rejected", "wait": "waiting"}
 
 
@@ -50,17 +58,32 @@ class Trainer:
     """Runs the cycles of all streams that have a contract, one step at a time."""
 
     def __init__(self, config: Config, contracts: Mapping[str, Contract], ledger: Ledger) -> None:
-        """Raises SigningKeyError when the signing key cannot be used."""
+        """Raises SigningKeyError when the signing key cannot be used, ContractError when a probe cannot be read, and
+        NotHere when MLflow is wanted and missing.
+        """
         self._config = config
         self._contracts = contracts
         self._ledger = ledger
         self._key = load_or_make_signing_key(config.signing_key, config.public_key)
+        self._tracking = Tracking(config.mlflow)
         self._store = config.model_store
+        self._probes = {
+            contract.stream: read_probe(contract.gate.retention.probe)
+            for contract in contracts.values()
+            if contract.gate.retention is not None
+        }
+        self._asked_for: set[str] = set()
+        self._waits: dict[str, str] = {}  # what was logged last, but for the figures in it
+        self._gathered: dict[str, tuple[tuple[int, int], float, Facts]] = {}
         self._loaded: dict[str, Predictor] = {}
         self._scored: dict[tuple[str, int], Scored] = {}  # by bundle and window, of the challengers that wait
 
+    def ask_for(self, stream: str) -> None:
+        """Train this stream once, whatever its triggers say, as soon as no challenger has a window to be judged on."""
+        self._asked_for.add(stream)
+
     def next_step(self, stream: str) -> bool:
-        """Take the next step of a stream's story; False when it must wait for a window to be sealed.
+        """Take the next step of a stream's story; False when it must wait, most often for a window to be sealed.
 
         Raises LakeUnavailable, BrokerUnavailable (try again), BundleError (a published bundle is gone or altered).
         """
@@ -68,18 +91,40 @@ class Trainer:
         champion = self._ledger.champion(stream) or self._publish_generation_0(contract)
         with open_lake(self._config) as lake:
             windows = sealed_windows(lake, stream)
+            facts_of = self._facts(lake, contract, windows)
+            plan = plan_of(
+                self._ledger, contract, windows, facts_of, datetime.now(UTC), by_hand=stream in self._asked_for
+            )
+        if plan.step == "wait":
+            kind = re.sub("[0-9.,]", "", plan.reason)
+            if self._waits.get(stream) != kind:
+                log.info("%s waits: %s", stream, plan.reason)
+            self._waits[stream] = kind
+            return False
         challenger = self._ledger.challenger(stream)
         if challenger is not None:
-            known = {*challenger.windows, *champion.windows, *self._ledger.judged(challenger.run_id)}
-            later = [window for window in windows if window.window > max(known)]
-            if later:
-                self._judge(contract, champion, challenger, windows, later[0])
-            return bool(later)
-        new = [window for window in windows if window.window > max(champion.windows, default=0)]
-        if not new or new[-1].window <= self._ledger.last_tried(stream):
-            return False
-        self._train(contract, champion, new)
+            self._judge(contract, champion, challenger, windows, plan.windows[0])
+        else:
+            self._asked_for.discard(stream)
+            self._train(contract, champion, plan.windows, plan.reason)
         return True
+
+    def _facts(self, lake: Lake, contract: Contract, windows: Sequence[Window]) -> Callable[[Sequence[Window]], Facts]:
+        """What triggers ask for, gathered when it is asked for, and again of the same windows after a minute."""
+        said, stream = self._ledger, contract.stream
+
+        def rises(now: Window) -> tuple[float | None, float | None]:
+            return rises_of(said, stream, lambda champion: self._score(contract, champion.bundle, [now])[0])
+
+        def facts_of(new: Sequence[Window]) -> Facts:
+            asked = new[-1].window, said.last_tried(stream)
+            before, at, facts = self._gathered.get(stream, (None, 0.0, None))
+            if facts is None or before != asked or time.monotonic() - at > FRESH_S:
+                facts = gather(lake, said, contract, windows, new, rises)
+                self._gathered[stream] = asked, time.monotonic(), facts
+            return facts
+
+        return facts_of
 
     def _publish_generation_0(self, contract: Contract) -> Generation:
         """What the contract alone can give: the champion that every later generation is measured against."""
@@ -100,7 +145,7 @@ class Trainer:
         log.info("%s is published: it knows the contract only", generation.model)
         return generation
 
-    def _train(self, contract: Contract, champion: Generation, new: Sequence[Window]) -> None:
+    def _train(self, contract: Contract, champion: Generation, new: Sequence[Window], trigger: str) -> None:
         """Make the next challenger from the windows that its champion has not seen, and freeze it."""
         started = time.monotonic()
         version = self._ledger.next_version(contract.stream)
@@ -119,18 +164,28 @@ class Trainer:
             rows_new=selection.new,
             rows_replayed=selection.replayed,
             rows_digest=selection.digest,
+            selection=selection.counts,
             seed=contract.training.seed,
             base=contract.training.base_model or self._config.models.base,
             base_digest=None,
             made_with=made_with(),
         )
-        log.info("%s: training on %d new and %d older rows", manifest.model, selection.new, selection.replayed)
+        log.info(
+            "%s: training on %d new and %d older rows, set off by %s",
+            manifest.model,
+            selection.new,
+            selection.replayed,
+            trigger,
+        )
+        if contract.training.cohort == "observed":
+            log.warning("%s: learns from whatever labels came first: %s", manifest.model, OBSERVED_WARNING)
         digest, failure = find_frozen(self._store, run_id), ""
         if digest is None:
             try:
                 digest = self._fine_tune(contract, champion, selection, manifest)
             except (TrainingFailed, BundleError, ConfigError) as exc:
                 failure = str(exc)
+        frozen = read_manifest(self._store / digest) if digest is not None else manifest
         run = Run(
             run_id=run_id,
             stream=contract.stream,
@@ -141,38 +196,49 @@ class Trainer:
             rows_new=selection.new,
             rows_replayed=selection.replayed,
             seed=contract.training.seed,
+            trigger=trigger,
+            selection=selection.counts,
+            learned_until=selection.until,
             digest=digest,
             state="trained" if digest else "failed",
-            reason=failure or "frozen; the next sealed window judges it",
+            reason=failure or f"frozen{_kept(frozen)}; the next sealed window judges it",
             seconds=round(time.monotonic() - started, 3),
+            retention=frozen.retention,
             at=datetime.now(UTC),
         )
         self._ledger.say([run])
+        self._tracking.log(run)
         log.info("%s: %s after %.1f s: %s", manifest.model, run.state, run.seconds, run.reason)
 
     def _fine_tune(self, contract: Contract, champion: Generation, selection: Selection, manifest: Manifest) -> str:
         """Train on the earlier rows, calibrate on the latest, freeze; returns the bundle's digest."""
-        training, theirs = contract.training, self._predictor(champion.bundle)
+        training, before = contract.training, self._predictor(champion.bundle)
         encoder = Encoder.load(base_folder(manifest.base), training.max_tokens, quantize=training.quantize)
-        since = len(selection.learn) - selection.replayed  # what is replayed comes last, and is the oldest
-        rows = [*selection.learn[since:], *selection.learn[:since]]
         tuned = fine_tune(
             encoder,
-            [row.text for row in rows],
-            [row.label for row in rows],
-            theirs.classes,
+            [row.text for row in selection.learn],
+            [row.label for row in selection.learn],
+            before.classes,
             training,
             manifest.seed,
-            start=self._start(training, theirs, manifest),
+            weights=[row.weight for row in selection.learn],
+            start=self._start(training, before, manifest),
             checkpoint=self._checkpoints(contract.stream) / f"{manifest.run_id}.safetensors",
         )
+        tuned.bias[:] += np.array([selection.shift.get(name, 0.0) for name in tuned.classes], dtype=np.float32)
         manifest = msgspec.structs.replace(
             manifest, start=tuned.start, made_with=manifest.made_with | {"precision": tuned.precision}
         )
+        if contract.gate.retention is not None:
+            base = Encoder.load(base_folder(manifest.base), training.max_tokens)
+            probe, most_loss = self._probes[contract.stream], contract.gate.retention.most_loss
+            scale, retention = keep_abilities(tuned.encoder, base, probe, most_loss)
+            manifest = msgspec.structs.replace(manifest, adapter_scale=scale, retention=retention)
         logits = tuned.logits([row.text for row in selection.calibrate])
-        calibrator = calibrate(logits, indices_of([row.label for row in selection.calibrate], tuned.classes))
+        truth = indices_of([row.label for row in selection.calibrate], tuned.classes)
+        calibrator = calibrate(logits, truth, training.calibration, before.calibrator)
         try:
-            digest = freeze(self._store, self._key, contract, manifest, tuned, calibrator)
+            digest = freeze(self._store, self._key, contract, manifest, tuned, calibrator, selection.rows)
         except (OSError, SafetensorError) as exc:
             raise StoreUnavailable(f"model store {self._store}: {exc}") from exc
         shutil.rmtree(self._checkpoints(contract.stream), ignore_errors=True)
@@ -193,27 +259,44 @@ class Trainer:
     ) -> None:
         """Score challenger, champion and generation 0 on the next window, and say what the gate makes of it."""
         judged = [w for w in windows if w.window in self._ledger.judged(challenger.run_id) or w == now]
+        at, run_id = datetime.now(UTC), challenger.run_id
         ours = self._score(contract, challenger.digest or "", judged)
         theirs = self._score(contract, champion.bundle, judged)
+        if leak := self._leak([challenger.digest or "", champion.bundle], ours):
+            self._ledger.say([msgspec.structs.replace(challenger, state="failed", reason=leak, at=at)])
+            log.error("%s cannot be judged on window %d: %s", ours[-1].model, now.window, leak)
+            return
         zero = self._score(contract, self._generation_0(contract), [now])[0]
+        gains = gains_of(ours, theirs)
         verdict = judge(
-            [their.brier - our.brier for our, their in zip(ours, theirs, strict=True)],
+            gains,
             self._ledger.trial(challenger),
-            ece_of(ours) - ece_of(theirs),
+            calibration_error_of(ours) - calibration_error_of(theirs),
             contract.gate,
+            by_slice(ours, gains),
         )
-        at, run_id = datetime.now(UTC), challenger.run_id
         entries = [
-            ours[-1].entry(run_id, "challenger", at, e_value=verdict.e_value, verdict=verdict.verdict),
+            ours[-1].entry(
+                run_id, "challenger", at, verdict.loss_at_most, e_value=verdict.e_value, verdict=verdict.verdict
+            ),
             theirs[-1].entry(run_id, "champion", at),
             zero.entry(run_id, "generation-0", at),
         ]
         concluded = msgspec.structs.replace(challenger, state=_STATE[verdict.verdict], reason=verdict.reason, at=at)
         promoted = _generation(challenger, at) if verdict.verdict == "promote" else None
         self._ledger.say([*entries, concluded], promoted)
+        self._tracking.log(concluded, entries)
         if verdict.verdict != "wait":
             self._scored = {key: kept for key, kept in self._scored.items() if kept.window.stream != contract.stream}
         log.info("%s is %s, judged on window %d: %s", ours[-1].model, concluded.state, now.window, verdict.reason)
+
+    def _leak(self, bundles: Sequence[str], judged: Sequence[Scored]) -> str:
+        """What is wrong if one of two models learned from a row that is to judge it; empty if neither did."""
+        for bundle in bundles:
+            if seen := learned_from(self._store, bundle, judged):
+                model, first = read_manifest(self._store / bundle).model, ", ".join(seen[:3])
+                return f"{len(seen)} of the judged rows are among those that {model} learned from, first {first}"
+        return ""
 
     def _score(self, contract: Contract, bundle: str, windows: Sequence[Window]) -> list[Scored]:
         """A frozen model on each window, the rows as they were when the window was sealed.
@@ -244,6 +327,14 @@ class Trainer:
         return self._loaded[bundle]
 
 
+def _kept(manifest: Manifest) -> str:
+    """For people: what the probe said of a model, if there is one."""
+    if manifest.retention is None:
+        return ""
+    scaled = f" with its adapter at {manifest.adapter_scale}" if manifest.adapter_scale < 1 else ""
+    return f"; correlation on the probe {manifest.retention:+.4f} against the base{scaled}"
+
+
 def _run_id(stream: str, version: int, parent: str, windows: Sequence[int]) -> str:
     """The same for the same version, champion and windows: what was begun under it is found again after a crash."""
     content = f"{stream}@{version}|{parent}|{','.join(map(str, windows))}"
@@ -263,4 +354,5 @@ def _generation(run: Run, at: datetime) -> Generation:
         windows=run.windows,
         rows=run.rows_new + run.rows_replayed,
         published_at=at,
+        learned_until=run.learned_until,
     )

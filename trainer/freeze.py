@@ -13,16 +13,18 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from accrual.bundle import MANIFEST, Manifest, drafted, read_manifest, seal_bundle
+from accrual.bundle import MANIFEST, ROWS, Manifest, drafted, read_manifest, seal_bundle
+from accrual.calibrator import Calibrator
 from accrual.contract import Contract
 from accrual.encoder import Encoder, base_digest, base_folder
 from accrual.errors import BundleError
-from accrual.predictor import Calibrator
 from trainer.finetune import Tuned
 from trainer.model_card import model_card
 
@@ -32,10 +34,20 @@ NAME_SCALE = 15.0
 
 
 def freeze(
-    store: Path, key: Ed25519PrivateKey, contract: Contract, manifest: Manifest, tuned: Tuned, calibrator: Calibrator
+    store: Path,
+    key: Ed25519PrivateKey,
+    contract: Contract,
+    manifest: Manifest,
+    tuned: Tuned,
+    calibrator: Calibrator,
+    rows: pa.Table,
 ) -> str:
-    """Write a trained model as a bundle; returns its digest. `manifest` comes without digests of files and base."""
+    """Write a trained model as a bundle; returns its digest. `manifest` comes without digests of files and base.
+
+    `rows` are those it learned from (trainer.select.ROW_COLUMNS).
+    """
     with drafted(store) as draft:
+        _write_rows(draft / ROWS, rows)
         _write_adapter(draft / "adapter", tuned.encoder, manifest.base)
         tuned.encoder.tokenizer.save_pretrained(draft / "tokenizer")
         return _finish(draft, key, contract, manifest, tuned.classes, tuned.weight, tuned.bias, calibrator)
@@ -86,8 +98,8 @@ def find_frozen(store: Path, run_id: str) -> str | None:
 
 
 def made_with() -> dict[str, str]:
-    """Versions of the code that the weights depend on."""
-    return {name: installed_version(name) for name in ("accrual", "peft", "torch", "transformers")}
+    """Versions of the code that a bundle's bytes depend on."""
+    return {name: installed_version(name) for name in ("accrual", "peft", "pyarrow", "torch", "transformers")}
 
 
 def _finish(
@@ -111,6 +123,13 @@ def _finish(
     (draft / "contract.yaml").write_text(as_yaml, encoding="utf-8")
     (draft / "README.md").write_text(model_card(contract, manifest, classes, calibrator), encoding="utf-8")
     return seal_bundle(draft, manifest, key)
+
+
+def _write_rows(file: Path, rows: pa.Table) -> None:
+    """The same bytes for the same rows, by the same version of pyarrow. A million ids take some 20 MB."""
+    pq.write_table(
+        rows, file, version="2.6", compression="zstd", compression_level=9, row_group_size=1 << 20, store_schema=False
+    )
 
 
 def _write_adapter(folder: Path, encoder: Encoder, base: str) -> None:

@@ -14,19 +14,24 @@ over several; their mean is again such a wealth.
 
 Each challenger has its own share of alpha, 6 / (pi n)^2 for the n-th; the shares sum to 1, so that over the stream's
 whole life the chance of publishing one that is no better stays below `gate.alpha`.
+
+A model that is better on the whole may be worse for some. So in each slice the same bet refutes "its Brier score is
+above the champion's by m or more": each g + m has mean at most 0. The least m that is refuted is a bound on the loss
+that holds at whatever time one looks. A challenger is promoted only if the bound of every slice with enough rows is
+within the contract's margin, and rejected if the bet the other way says of any slice that the loss is beyond it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from accrual.contract import Gate
+from accrual.contract import Gate, Slices
 
 # Shares of the wealth staked on each row. The best one is about mean / variance of the gain; with steps of two, one of
 # them is near enough, and six of them cost at most a factor of six.
@@ -34,54 +39,115 @@ STAKES = (0.48, 0.24, 0.12, 0.06, 0.03, 0.015)
 # A challenger that is worse is given up at this evidence; that publishes nothing, so no alpha is spent on it.
 CLEARLY_WORSE = 20.0
 _LARGEST = 690.0  # the logarithm of what a double still holds
+_LARGEST_LOSS = 2.0
+_NAMED = 5  # slices, in a reason
+
+Gains = NDArray[np.float64]  # [rows]: the champion's Brier score less the challenger's
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """`e_value`: the evidence so far that the challenger is better; `reason` is for a person."""
+    """`e_value`: the evidence so far that the challenger is better; `reason` is for a person.
+
+    `loss_at_most`: for each slice with enough rows, by how much its Brier score may be above the champion's.
+    """
 
     verdict: Literal["promote", "reject", "wait"]
     e_value: float
     reason: str
+    loss_at_most: dict[str, float] = {}
 
 
-def judge(gains: Sequence[NDArray[np.float64]], nth: int, ece_increase: float, gate: Gate) -> Verdict:
+def judge(
+    gains: Sequence[Gains], nth: int, ece_increase: float, gate: Gate, slices: Mapping[str, Gains] | None = None
+) -> Verdict:
     """The verdict on the `nth` challenger of a stream (counted from 1) after some windows.
 
     `gains`: for each judged window the rows' champion's Brier score less the challenger's. `ece_increase`: the
-    challenger's calibration error on those rows less the champion's.
+    challenger's calibration error on those rows less the champion's. `slices`: the gains of all judged rows of each
+    slice, by its name.
     """
     rows = np.concatenate(gains)
     evidence, against = wealth(rows), wealth(-rows)
     needed = 1 / spent_alpha(gate.alpha, nth)
+    guard = _guard(slices or {}, gate.slices, gate.alpha)
     gain = f"Brier lower by {rows.mean():+.4f} a row over {len(rows)} rows; evidence {evidence:.3g} of {needed:.3g}"
-    if evidence >= needed:
-        if ece_increase > gate.max_ece_increase:
-            return Verdict(
-                "reject",
-                evidence,
-                f"{gain}, but calibration is worse: ECE rose by {ece_increase:.4f}, allowed {gate.max_ece_increase}",
-            )
-        return Verdict("promote", evidence, gain)
+    verdict: Literal["promote", "reject", "wait"]
     if against >= CLEARLY_WORSE:
-        return Verdict("reject", evidence, f"{gain}; evidence that it is worse: {against:.3g}")
-    if len(gains) >= gate.patience:
-        return Verdict(
-            "reject", evidence, f"{gain}; undecided after {len(gains)} windows, the patience of the contract"
-        )
-    return Verdict("wait", evidence, f"{gain}; window {len(gains)} of {gate.patience}")
+        verdict, why = "reject", f"; evidence that it is worse: {against:.3g}"
+    elif guard.worse:
+        verdict, why = "reject", f", but worse by more than is allowed in {_listed(guard.worse)}"
+    elif evidence >= needed and ece_increase > gate.max_ece_increase:
+        allowed = gate.max_ece_increase
+        verdict, why = "reject", f", but calibration is worse: ECE rose by {ece_increase:.4f}, allowed {allowed}"
+    elif evidence >= needed and not guard.undecided:
+        verdict, why = "promote", ""
+    elif len(gains) >= gate.patience:
+        verdict, why = "reject", f"; undecided after {len(gains)} windows, the patience of the contract"
+    else:
+        verdict, why = "wait", f"; window {len(gains)} of {gate.patience}"
+    if guard.undecided and verdict in ("wait", "reject") and not guard.worse:
+        why += f"; may still be worse by more than is allowed in {_listed(guard.undecided)}"
+    if guard.too_few:
+        why += f"; too few rows to be sure of {_listed(guard.too_few)}"
+    return Verdict(verdict, evidence, gain + why, guard.loss_at_most)
 
 
-def wealth(gains: NDArray[np.float64]) -> float:
-    """What one unit of money became: an e-value against "the mean gain is at most 0". 1 without rows.
+def wealth(gains: Gains, margin: float = 0.0) -> float:
+    """What one unit of money became: an e-value against "the mean gain is at most -`margin`". 1 without rows.
 
     `gains` lie in [-2, 2]; raises ValueError otherwise, since the guarantee rests on it.
     """
-    if len(gains) and not (np.abs(gains) <= 2.0).all():
+    if len(gains) and not (np.abs(gains) <= _LARGEST_LOSS).all():
         raise ValueError("a difference of two Brier scores lies in [-2, 2]")
-    ends = [np.log1p(stake * gains).sum() for stake in STAKES]
+    wider = 1 + max(0.0, -margin) / _LARGEST_LOSS  # so much more than 2 may a row lose then
+    ends = [np.log1p(stake / wider * (gains + margin)).sum() for stake in STAKES]
     largest = max(ends)
     mean = largest + math.log(sum(math.exp(end - largest) for end in ends) / len(STAKES))
     return math.exp(min(mean, _LARGEST))
+
+
+def loss_at_most(gains: Gains, alpha: float) -> float:
+    """By how much the mean loss may be above the champion's, at most; 0 if it is lower.
+
+    A confidence sequence: the chance that it is *ever* below the truth, however often one looks, is at most `alpha`.
+    """
+    low, high = 0.0, _LARGEST_LOSS
+    if wealth(gains) >= 1 / alpha:
+        return low
+    while high - low > 1e-4:  # the wealth rises with the margin
+        middle = (low + high) / 2
+        low, high = (low, middle) if wealth(gains, middle) >= 1 / alpha else (middle, high)
+    return high
+
+
+class _Guard(msgspec.Struct, frozen=True):
+    """What is known of the slices: `loss_at_most` of those with enough rows, and what follows from it."""
+
+    loss_at_most: dict[str, float]
+    worse: list[str]
+    undecided: list[str]
+    too_few: list[str]
+
+
+def _guard(slices: Mapping[str, Gains], allowed: Slices | None, alpha: float) -> _Guard:
+    """Bounds that hold for all slices together: each has its share of alpha (Bonferroni).
+
+    A slice with few rows has no bound that says anything, but what is evident in it is evident.
+    """
+    if allowed is None:
+        return _Guard({}, [], [], [])
+    enough = {name: gains for name, gains in slices.items() if len(gains) >= allowed.least_rows}
+    bounds = {name: loss_at_most(gains, alpha / len(enough)) for name, gains in enough.items()}
+    beyond = {name: wealth(-gains, -allowed.most_loss) for name, gains in slices.items()}
+    worse = [name for name, evidence in beyond.items() if evidence >= CLEARLY_WORSE * len(slices)]
+    undecided = [name for name, bound in bounds.items() if bound > allowed.most_loss and name not in worse]
+    too_few = [name for name in slices if name not in enough and name not in worse]
+    return _Guard(bounds, worse, undecided, too_few)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def spent_alpha(alpha: float, nth: int) -> float:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import yaml
 
 from accrual.bundle import Manifest
+from accrual.calibrator import Calibrator
 from accrual.contract import Contract
-from accrual.predictor import Calibrator
 
 
 def model_card(contract: Contract, manifest: Manifest, classes: Sequence[str], calibrator: Calibrator) -> str:
@@ -51,7 +51,7 @@ def model_card(contract: Contract, manifest: Manifest, classes: Sequence[str], c
 
 - Input: `{contract.training.template}`
 - Classes ({len(classes)}): {", ".join(classes)}
-- Temperature {calibrator.temperature}, fitted on {calibrator.rows} rows later than those it was trained on
+- Calibration: {calibrator.description}
 
 ## Training data
 

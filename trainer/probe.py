@@ -59,7 +59,8 @@ def _regression(
         loss = (weighted_loss(head(vectors), truth, weights) + penalty / 2 * squares) / len(truth)
         loss.backward()  # type: ignore[no-untyped-call]
         for parameter in head.parameters():
-            parameter.grad[:known] = 0
+            if parameter.grad is not None:
+                parameter.grad[:known] = 0
         return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]

@@ -8,6 +8,7 @@ one left open: what was concluded once is never concluded again.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from accrual.config import Config
 from accrual.errors import BrokerUnavailable
@@ -19,21 +20,18 @@ REQUEST_S = 30.0
 _OPEN = ("trained", "waiting")
 
 
-class Ledger:
-    """Everything the trainer has said. One process at a time writes it: a newer one fences the older."""
+class Said:
+    """Everything the trainer has said, read."""
 
     def __init__(self, config: Config) -> None:
         """Read both topics to their ends. Raises BrokerUnavailable, TopicMismatch."""
         check_topics(config)
         self._names = TopicNames(config.topics.prefix)
-        self._producer = transactional_producer(config, f"{config.topics.prefix}.trainer")
         self._runs: dict[str, Run] = {}
+        self._begun: dict[str, datetime] = {}
+        self._evaluations: dict[str, list[Evaluation]] = {}
         self._judged: dict[str, set[int]] = {}
         self._champions: dict[str, Generation] = {}
-        try:
-            self._producer.init_transactions(REQUEST_S)  # first: nothing can be said by another one after it is read
-        except KafkaException as exc:
-            raise BrokerUnavailable(f"the ledger cannot be opened: {exc.args[0].str()}") from exc
         for message in read_to_end(config, self._names.training):
             self._note(decode_ledger_entry(message.value() or b""))
         for message in read_to_end(config, self._names.models):
@@ -61,10 +59,44 @@ class Ledger:
         """The last window that any run was given to learn from; 0 before the first."""
         return max((window for run in self._of(stream) for window in run.windows), default=0)
 
+    def begun(self, stream: str) -> list[tuple[Run, datetime]]:
+        """All runs in the order in which they were said, each with when that was first."""
+        return [(run, self._begun[run.run_id]) for run in self._of(stream)]
+
+    def evaluations(self, run_id: str) -> list[Evaluation]:
+        """How a run's model, and those beside it, did on each window that judged it."""
+        return self._evaluations.get(run_id, [])
+
     def trial(self, run: Run) -> int:
         """Which of the stream's judged challengers this one is, counted from 1."""
-        before = [other for other in self._of(run.stream) if other.version < run.version and other.state != "failed"]
-        return len(before) + 1
+        before = [other for other in self._of(run.stream) if other.version < run.version]
+        return 1 + sum(other.state != "failed" or other.run_id in self._judged for other in before)
+
+    def _note(self, entry: LedgerEntry) -> None:
+        if isinstance(entry, Run):
+            self._runs[entry.run_id] = entry
+            self._begun.setdefault(entry.run_id, entry.at)
+        elif isinstance(entry, Evaluation):
+            self._evaluations.setdefault(entry.run_id, []).append(entry)
+            if entry.role == "challenger":
+                self._judged.setdefault(entry.run_id, set()).add(entry.window)
+
+    def _of(self, stream: str) -> list[Run]:
+        return [run for run in self._runs.values() if run.stream == stream]
+
+
+class Ledger(Said):
+    """What the trainer has said, and says. One process at a time writes it: a newer one fences the older."""
+
+    def __init__(self, config: Config) -> None:
+        """Open for writing, then read. Raises BrokerUnavailable, TopicMismatch."""
+        check_topics(config)
+        self._producer = transactional_producer(config, f"{config.topics.prefix}.trainer")
+        try:
+            self._producer.init_transactions(REQUEST_S)  # first: nothing can be said by another one after it is read
+        except KafkaException as exc:
+            raise BrokerUnavailable(f"the ledger cannot be opened: {exc.args[0].str()}") from exc
+        super().__init__(config)
 
     def say(self, entries: Sequence[Run | Evaluation], champion: Generation | None = None) -> None:
         """Append to the ledger, all or nothing. Raises BrokerUnavailable: then make a new ledger and look again."""
@@ -81,12 +113,3 @@ class Ledger:
             self._note(entry)
         if champion is not None:
             self._champions[champion.stream] = champion
-
-    def _note(self, entry: LedgerEntry) -> None:
-        if isinstance(entry, Run):
-            self._runs[entry.run_id] = entry
-        elif isinstance(entry, Evaluation) and entry.role == "challenger":
-            self._judged.setdefault(entry.run_id, set()).add(entry.window)
-
-    def _of(self, stream: str) -> list[Run]:
-        return [run for run in self._runs.values() if run.stream == stream]

@@ -1,22 +1,46 @@
-"""Select: which rows a challenger learns from, and which are kept back to calibrate it.
+"""Select: which rows a challenger learns from, what each counts, and which are kept back to calibrate it.
 
-All rows of the new windows, the latest of them kept back, and a share of older rows so that what was learned is not
-lost. Rows that are in quarantine, or were rejected, are none of them. The choice is a function of the lake's snapshot,
-the contract and the seed.
+    fresh        the rows of the new windows, and younger ones where `training.cohort` says so; of more than
+                 `training.max_rows` the newest, or those that the model was least sure of (`training.prefer`)
+    calibrate    the latest rows of the new windows, kept back: as they come, whatever is preferred or balanced
+    older        a sample of the rows before, so that what was learned is not lost
+
+Rows in quarantine, rejected ones, erased ones and those that are held out are none of them. All is read at one snapshot
+of the lake: a row that was revised after its window was sealed shows the label that it had by then. The choice is a
+function of that snapshot, the contract and the seed; docs/training-data.md says what of it ends where.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from datetime import datetime
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
 
 import msgspec
+import numpy as np
+import pyarrow as pa
 
 from accrual.contract import Contract
 from accrual.lake import Lake
+from accrual.watermark import watermark_of
+from trainer.cohort import ages_of, arrival_weights
+from trainer.held_out import HELD_OUT, held_out_below
+from trainer.weigh import Row, balanced, control_weight, shift_of, weight_by_label, without_duplicates
 
 KEPT_BACK = 0.12  # of the new rows, the latest: later than what is trained on, earlier than what judges
+
+ROW_COLUMNS = pa.schema(
+    [
+        ("prediction_id", pa.string()),
+        ("revision", pa.int32()),
+        ("label", pa.string()),
+        ("part", pa.string()),
+        ("weight", pa.float64()),
+    ]
+)
+"""What a bundle's rows.parquet says of each row. `part`: `new`, `replay` or `calibrate`."""
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -28,34 +52,90 @@ class Window(msgspec.Struct, frozen=True):
     from_time: datetime
     to_time: datetime
     coverage: float
-
-
-class Row(msgspec.Struct, frozen=True):
-    """A labeled prediction, its inputs rendered to text."""
-
-    prediction_id: str
-    text: str
-    label: str
+    trainable: int = 0
 
 
 class Selection(msgspec.Struct, frozen=True):
-    """`learn` holds new and replayed rows, `calibrate` the latest new ones; `digest` is over ids and labels of all."""
+    """`learn` holds new and replayed rows, `calibrate` the latest new ones; `rows` (ROW_COLUMNS) lists all of them.
+
+    Duplicates are in `learn` through a newer one of the same text and label; in `rows` they weigh 0. `shift`: what
+    is to be added to the logit of a label (`prior_shift`). `until`: all rows are of predictions before that. `counts`:
+    what was chosen, and what was not and why.
+    """
 
     learn: list[Row]
     calibrate: list[Row]
-    replayed: int
-    digest: str
+    rows: pa.Table
+    shift: dict[str, float]
+    until: datetime
+    counts: dict[str, int]
 
     @property
     def new(self) -> int:
         """How many rows of the new windows there are, those kept back included."""
-        return len(self.learn) - self.replayed + len(self.calibrate)
+        return self.counts["new"] + self.counts["calibrate"]
+
+    @property
+    def replayed(self) -> int:
+        """How many older rows there are."""
+        return self.counts["replay"]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over what `rows` says of each row, in order."""
+        columns = (self.rows[name].to_pylist() for name in ROW_COLUMNS.names)
+        lines = "\n".join("|".join(map(str, row)) for row in zip(*columns, strict=True))
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+
+class _Found(msgspec.Struct, frozen=True):
+    """A row as it was found. `margin`: how much surer the model was of its likeliest class than of the next.
+
+    `of_label`: the share of its label among all rows that could have been drawn with it.
+    """
+
+    row: Row
+    at: datetime
+    delay_us: int
+    margin: float
+    excluded: str | None
+    of_label: float
+
+
+# A label that came no later than the horizon took so long; one that expired took the horizon. A row of an erased
+# prediction may come again from the join, which still had it: nothing of it is among the predictions then.
+_LABELED = """
+with held as (select distinct prediction_id from quarantined where stream = $stream and state <> 'released'),
+labeled as not materialized (
+    select prediction_id, revision, label, inputs, predicted_at,
+        case when observed_at is null then $horizon_us
+            else least(greatest(epoch_us(observed_at - predicted_at), 0), $horizon_us) end as delay_us,
+        list_reverse_sort((output->'$.probabilities.*')::double[]) as said,
+        coalesce(said[1] - coalesce(said[2], 0), 1) as margin,
+        case when prediction_id in (select prediction_id from held) then 'quarantined' {erased}
+            when {held_out} then 'held_out' end as excluded
+    from ground_truth where stream = $stream and label is not null and {when}
+)
+"""
+_ERASED = """when prediction_id not in (
+    select prediction_id from predictions where stream = $stream and {when}) then 'erased'"""
+_IN_WINDOWS = "predicted_at >= $since and predicted_at < $until"
+_IN_WINDOWS_OR_COME = """predicted_at >= $since and predicted_at <= greatest($until, $reached)
+    and (predicted_at < $until or predicted_at + to_microseconds(delay_us) <= $reached)"""
+# An order that only id and seed decide: a sample that any engine draws again.
+_BY_CHANCE = "md5(prediction_id || $salt), prediction_id"
+_STRATA = {
+    "random": "",
+    "label": f"row_number() over (partition by label order by {_BY_CHANCE}),",
+    "slice": f"""row_number() over (partition by list_filter(json_extract_string(inputs, $paths::varchar[]),
+        lambda value: value is not null)::varchar order by {_BY_CHANCE}),""",
+}
 
 
 def sealed_windows(lake: Lake, stream: str) -> list[Window]:
     """The sealed windows of a stream that hold a row to learn from, in order."""
     found = lake.rows(
-        'select stream, "window", snapshot_id, from_time, to_time, coverage from windows'
+        'select stream, "window", snapshot_id, from_time, to_time, coverage, trainable from windows'
         ' where stream = ? and trainable > 0 order by "window"',
         [stream],
     )
@@ -64,43 +144,154 @@ def sealed_windows(lake: Lake, stream: str) -> list[Window]:
 
 def rows_of(lake: Lake, contract: Contract, windows: Sequence[Window]) -> list[Row]:
     """The labeled rows of consecutive windows, oldest first. `lake` is pinned to the last one's snapshot."""
-    return _rows(
-        contract,
-        lake,
-        "predicted_at >= ? and predicted_at < ? order by predicted_at, prediction_id",
-        [windows[0].from_time, windows[-1].to_time],
-    )
+    return [found.row for found in _fresh(lake, contract, windows, None) if found.excluded in (None, "held_out")]
+
+
+def held_out_rows(lake: Lake, contract: Contract, window: Window) -> list[Row]:
+    """The rows of a window that no generation learns from. `lake` is pinned to the window's snapshot."""
+    return [found.row for found in _fresh(lake, contract, [window], None) if found.excluded == "held_out"]
 
 
 def select(lake: Lake, contract: Contract, new: Sequence[Window], seed: int) -> Selection:
-    """Choose the newest `training.max_rows` of the new windows and, `training.replay` times as many, rows before them.
+    """Choose from the new windows and, `training.replay` times as many, rows before them.
 
     `lake` is pinned to the last new window's snapshot.
     """
-    fresh = rows_of(lake, contract, new)[-contract.training.max_rows :]
-    kept_back = int(len(fresh) * KEPT_BACK)
-    learn, calibrate = fresh[: len(fresh) - kept_back], fresh[len(fresh) - kept_back :]
-    # An order that only id and seed decide: a sample that any engine draws again.
-    wanted, ids = int(len(fresh) * contract.training.replay), {row.prediction_id for row in fresh}
-    drawn = _rows(
-        contract,
-        lake,
-        "predicted_at < ? order by md5(prediction_id || ?), prediction_id limit ?",
-        [new[-1].to_time, f":{seed}", wanted + len(fresh)],
+    training, until = contract.training, new[-1].to_time
+    reached = None if training.cohort == "mature" else watermark_of(lake, contract)
+    everything = _fresh(lake, contract, new, reached)
+    counts = Counter(found.excluded for found in everything if found.excluded)
+    there = [found for found in everything if found.excluded is None]
+    mature = [found for found in there if found.at < until]
+    size = min(len(there), training.max_rows)
+    kept_back = int(min(size, len(mature)) * KEPT_BACK)
+    calibrate = mature[len(mature) - kept_back :]
+    rest = [*mature[: len(mature) - kept_back], *(found for found in there if found.at >= until)]
+    fresh = _preferred(rest, size - kept_back, contract, seed)
+    if training.cohort == "ipw" and reached is not None:
+        apart = calibrate[0].at if calibrate else until
+        ages = ages_of(lake, contract, max(reached, until), new[0].from_time, apart, until)
+        fresh = _weighted(fresh, arrival_weights(np.array([found.delay_us for found in fresh], dtype=np.int64), ages))
+    chosen = {found.row.prediction_id for found in (*fresh, *calibrate)}
+    older = _older(lake, contract, until, chosen, int(size * training.replay), seed)
+    replayed = {found.row.prediction_id for found in older}
+
+    in_order = [found.row for found in sorted([*older, *fresh], key=lambda found: (found.at, found.row.prediction_id))]
+    kept, merged = without_duplicates(in_order)
+    natural = weight_by_label([found.row for found in fresh])
+    for label, weight in _natural_of(contract, older).items():
+        natural[label] = natural.get(label, 0.0) + weight
+    learn = balanced(kept, training.balance)
+    parts = [(row, "replay" if row.prediction_id in replayed else "new") for row in (*learn, *merged)]
+    parts += [(found.row, "calibrate") for found in calibrate]
+    counts |= Counter(part for row, part in parts if row.weight > 0)
+    return Selection(
+        learn=learn,
+        calibrate=[found.row for found in calibrate],
+        rows=_table(parts),
+        shift=shift_of(contract, natural, learn),
+        until=max([until, *(found.at + timedelta(microseconds=1) for found in fresh)]),
+        counts={"new": 0, "replay": 0, "calibrate": 0, "merged": len(merged), **counts},
     )
-    older = [row for row in drawn if row.prediction_id not in ids][:wanted]
-    listed = "\n".join(f"{row.prediction_id}|{row.label}" for row in [*learn, *older, *calibrate])
-    return Selection([*learn, *older], calibrate, len(older), hashlib.sha256(listed.encode()).hexdigest())
 
 
-def _rows(contract: Contract, lake: Lake, condition: str, params: Sequence[object]) -> list[Row]:
-    table = lake.arrow(
-        "select prediction_id, inputs, label from ground_truth where stream = ? and label is not null"
-        " and prediction_id not in (select prediction_id from quarantined where stream = ? and state <> 'released')"
-        f" and {condition}",
-        [contract.stream, contract.stream, *params],
-    )
+def _fresh(lake: Lake, contract: Contract, windows: Sequence[Window], reached: datetime | None) -> list[_Found]:
+    """The labeled rows of the windows and, if event time that was `reached` is given, younger ones; oldest first."""
+    span: dict[str, Any] = {"since": windows[0].from_time, "until": windows[-1].to_time}
+    when, which = _IN_WINDOWS, "true"
+    if reached is not None:
+        span["reached"] = reached
+        when, which = "predicted_at >= $since and predicted_at <= greatest($until, $reached)", _IN_WINDOWS_OR_COME
+    ask = f"select *, 0.0 as of_label from labeled where {which} order by predicted_at, prediction_id"
+    return _found(lake, contract, ask, when, span)
+
+
+def _preferred(rows: Sequence[_Found], size: int, contract: Contract, seed: int) -> list[_Found]:
+    """So many of the rows, in their order: the newest, or those that the model was least sure of.
+
+    How sure it was depends on the inputs only. Its mistakes are not preferred: a choice by label would teach that they
+    are common. Weights by arrival stand for a sample drawn at random, so with them it is.
+    """
+    if len(rows) <= size:
+        return list(rows)
+    if contract.training.cohort == "ipw":
+        by_chance = [hashlib.md5(f"{found.row.prediction_id}:{seed}".encode()).digest() for found in rows]
+        places = sorted(range(len(rows)), key=by_chance.__getitem__)[:size]
+    elif contract.training.prefer == "uncertain":
+        places = sorted(range(len(rows)), key=lambda place: (rows[place].margin, -place))[:size]
+    else:
+        places = list(range(len(rows) - size, len(rows)))
+    return [rows[place] for place in sorted(places)]
+
+
+def _older(lake: Lake, contract: Contract, until: datetime, without: set[str], wanted: int, seed: int) -> list[_Found]:
+    """A sample of `wanted` rows before `until` that are not in `without`: at random, or evenly over strata."""
+    by = contract.training.replay_by
+    span: dict[str, Any] = {"until": until, "salt": f":{seed}", "wanted": wanted}
+    if by == "slice":
+        span["paths"] = _slice_paths(contract)
+    of_label = "count(*) over (partition by label) / count(*) over ()" if by == "label" else "0.0"
+    ask = f"""
+        select *, {of_label} as of_label from labeled
+        where excluded is null and prediction_id not in (select prediction_id from chosen)
+        order by {_STRATA[by]} {_BY_CHANCE} limit $wanted
+    """
+    chosen = pa.table({"prediction_id": pa.array(sorted(without), pa.string())})
+    with lake.with_tables({"chosen": chosen}):
+        return [found for found in _found(lake, contract, ask, "predicted_at < $until", span) if not found.excluded]
+
+
+def _natural_of(contract: Contract, older: Sequence[_Found]) -> Mapping[str, float]:
+    """What each label would weigh among the older rows if these had been drawn at random."""
+    if contract.training.replay_by != "label":
+        return weight_by_label([found.row for found in older])
+    shares = {found.row.label: found.of_label for found in older}
+    return {label: share * len(older) for label, share in shares.items()}
+
+
+def _found(lake: Lake, contract: Contract, ask: str, when: str, span: Mapping[str, Any]) -> list[_Found]:
+    some_erased = bool(lake.rows("select 1 from erasures where stream = ? limit 1", [contract.stream]))
+    erased = _ERASED.format(when=when) if some_erased else ""
+    labeled = _LABELED.format(when=when, erased=erased, held_out=HELD_OUT)
+    held_out = held_out_below(contract.training.held_out)
+    asked = {"stream": contract.stream, "horizon_us": contract.horizon_us, "held_out": held_out, **span}
+    return [_read(contract, found) for found in lake.rows(labeled + ask, asked)]
+
+
+def _read(contract: Contract, found: Mapping[str, Any]) -> _Found:
+    inputs = contract.decode_inputs(found["inputs"].encode())
+    weight = control_weight(contract.training.control, inputs)
+    text, slices = contract.render(inputs), contract.slices_of(inputs)
+    row = Row(found["prediction_id"], text, found["label"], found["revision"], weight, slices)
+    excluded = found["excluded"] or ("exposed" if weight == 0 else None)
+    return _Found(row, found["predicted_at"], found["delay_us"], found["margin"], excluded, found["of_label"])
+
+
+def _weighted(rows: Sequence[_Found], weights: np.ndarray[Any, np.dtype[np.float64]]) -> list[_Found]:
     return [
-        Row(prediction_id, contract.render(contract.decode_inputs(inputs.encode())), label)
-        for prediction_id, inputs, label in zip(*(column.to_pylist() for column in table.columns), strict=True)
+        msgspec.structs.replace(found, row=msgspec.structs.replace(found.row, weight=found.row.weight * float(weight)))
+        for found, weight in zip(rows, weights, strict=True)
     ]
+
+
+def _slice_paths(contract: Contract) -> list[str]:
+    """Where in the inputs' JSON the slices are, by each of their names."""
+    slices = contract.quality.slices if contract.quality is not None else []
+    names = [name for own in slices for name in (own, *contract.inputs[own].names_before)]
+    return ['$."' + name.replace("\\", "\\\\").replace('"', '\\"') + '"' for name in names]
+
+
+def _table(parts: Sequence[tuple[Row, str]]) -> pa.Table:
+    return pa.Table.from_pylist(
+        [
+            {
+                "prediction_id": row.prediction_id,
+                "revision": row.revision,
+                "label": row.label,
+                "part": part,
+                "weight": row.weight,
+            }
+            for row, part in parts
+        ],
+        ROW_COLUMNS,
+    )

@@ -13,6 +13,7 @@ from accrual.contract_change import breaking_changes
 from accrual.errors import ConfigError, ContractError
 from accrual.label_rule import Label
 from accrual.registry import incompatibilities, register, schemas_of
+from accrual.training_policy import OBSERVED_WARNING
 
 app = typer.Typer(
     help="Contracts: what a stream's events hold, what the label is, when it is final.", no_args_is_help=True
@@ -43,6 +44,8 @@ def check(
         if (registry := load_config().registry.url) and (problems := incompatibilities(registry, contract)):
             raise ContractError(f"{path}: the Schema Registry refuses it:\n  " + "\n  ".join(problems))
         typer.echo(f"{path}: fine. {_in_words(contract)}")
+        if contract.training.cohort == "observed":
+            typer.secho(f"{path}: warning: {OBSERVED_WARNING}", fg=typer.colors.YELLOW, err=True)
 
 
 @app.command("register", epilog="Example:  accrual contract register schemas/contracts/credit-risk.yaml")
@@ -87,9 +90,15 @@ def _in_words(contract: Contract) -> str:
         f"Stream '{contract.stream}': {len(contract.inputs)} inputs, {classes}; "
         f"the label is {_label_in_words(contract.label)}. {joined}"
         f"A prediction without an outcome after {contract.horizon} {expired}; {late}. "
-        f"A training cycle every {contract.training.window_rows} labeled rows."
+        f"Windows of {contract.training.window_rows} labeled rows; a training cycle {_trained_in_words(contract)}."
         + (f" Hidden before it is sent: {', '.join(hidden)}." if hidden else "")
     )
+
+
+def _trained_in_words(contract: Contract) -> str:
+    triggers = contract.training.triggers
+    given = [name for name in ("rows", "every", "drift", "decline", "recalled") if getattr(triggers, name) is not None]
+    return f"when one of its triggers says so ({', '.join(given)})" if given else "on each"
 
 
 def _label_in_words(label: Label) -> str:

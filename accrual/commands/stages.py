@@ -20,6 +20,7 @@ STAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "windows": ("List the sealed windows.", "consumers", ("windows",)),
     "recall": ("List sealed windows that changed since, and the models made from them.", "consumers", ("recall",)),
     "train": ("Run the trainer: fine-tune, evaluate, gate, publish.", "trainer", ()),
+    "models": ("Show what was trained: generations, verdicts, lineage, reports.", "trainer.models", ()),
 }
 
 

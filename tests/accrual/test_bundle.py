@@ -3,15 +3,20 @@
 from pathlib import Path
 
 import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from accrual.bundle import (
     MANIFEST,
+    ROWS,
     SIGNATURE,
     Manifest,
     drafted,
+    lineage,
     read_manifest,
+    rows_of_bundle,
     seal_bundle,
     verify_bundle,
 )
@@ -117,3 +122,30 @@ def test_the_key_is_made_once_and_is_private(tmp_path: Path, key: Ed25519Private
     public.write_text("not a key")
     with pytest.raises(SigningKeyError, match="not the public half"):
         load_or_make_signing_key(tmp_path / "keys" / "signing.key", public)
+
+
+def _made_from(store: Path, key: Ed25519PrivateKey, ids: list[str], parent: str | None, warm: bool) -> str:
+    facts = msgspec.structs.replace(FACTS, parent_digest=parent, start="champion" if warm else "base")
+    with drafted(store) as draft:
+        pq.write_table(pa.table({"prediction_id": ids, "weight": [1.0] * len(ids)}), draft / ROWS)
+        return seal_bundle(draft, facts, key)
+
+
+def test_a_models_rows_are_its_own_and_those_of_whose_weights_it_began_with(
+    bundle: Path, key: Ed25519PrivateKey
+) -> None:
+    store, zero = bundle.parent, bundle.name
+    assert lineage(store, zero) == set(), "generation 0 has none"
+    first = _made_from(store, key, ["a", "b"], zero, warm=False)
+    second = _made_from(store, key, ["b", "c"], first, warm=False)
+    third = _made_from(store, key, ["d"], second, warm=True)
+    fourth = _made_from(store, key, ["e"], third, warm=True)
+    assert rows_of_bundle(store / fourth) == {"e"}
+    assert lineage(store, second) == {"b", "c"}, "begun anew: what its parent knew is not in it"
+    assert lineage(store, fourth) == {"b", "c", "d", "e"}
+
+
+def test_rows_that_cannot_be_read_are_no_empty_set(bundle: Path) -> None:
+    (bundle / ROWS).write_bytes(b"not parquet")
+    with pytest.raises(BundleError, match=r"rows\.parquet cannot be read"):
+        lineage(bundle.parent, bundle.name)

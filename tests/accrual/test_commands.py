@@ -27,6 +27,17 @@ def test_a_contract_is_checked_and_said_in_words() -> None:
     assert "after 548d is labeled 'paid'" in done.stdout
 
 
+def test_when_a_stream_is_trained_is_said_in_words_and_unripe_labels_are_warned_against(tmp_path: Path) -> None:
+    text = (ROOT / "schemas/contracts/credit-risk.yaml").read_text()
+    assert "a training cycle on each." in accrual("contract", "check", "schemas/contracts/credit-risk.yaml").stdout
+    path = tmp_path / "hasty.yaml"
+    path.write_text(text.replace("replay: 1.0", "replay: 1.0\n  cohort: observed\n  triggers: {every: 30d, rows: 500}"))
+    done = accrual("contract", "check", str(path))
+    assert done.returncode == 0
+    assert "a training cycle when one of its triggers says so (rows, every)." in done.stdout
+    assert "warning: `training.cohort: observed` teaches the shares of labels that come early" in done.stderr
+
+
 def test_a_rule_for_labels_is_said_in_words(tmp_path: Path) -> None:
     path = tmp_path / "ranked.yaml"
     text = (ROOT / "schemas/contracts/support-intents.yaml").read_text()

@@ -4,10 +4,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 
-from accrual.contract import Contract, load_contract, load_contracts, parse_duration
+from accrual.contract import Contract, Slices, load_contract, load_contracts, parse_duration
 from accrual.errors import ContractError, Rejected
 
 SHIPPED = Path(__file__).parents[2] / "schemas" / "contracts"
@@ -24,7 +25,7 @@ def support() -> Contract:
 
 
 def test_the_shipped_contracts_are_valid() -> None:
-    assert set(load_contracts(SHIPPED)) == {"credit-risk", "support-intents"}
+    assert set(load_contracts(SHIPPED)) == {"assistant-intents", "credit-risk", "support-intents"}
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,12 @@ def test_what_is_no_duration_says_what_is(text: str) -> None:
         ('template: "{text}"', 'template: "{txt}"', "training.template", "is not one of inputs"),
         ('template: "{text}"', 'template: "text"', "training.template", "names no input"),
         ("alpha: 0.05", "alpha: 5", "gate.alpha", "between 0 and 1"),
+        ("alpha: 0.05", "slices: {fields: [grade]}", "gate.slices.fields", "is not one of inputs"),
+        ("alpha: 0.05", "slices: {fields: []}", "gate.slices.fields", "name an input"),
+        ("alpha: 0.05", "slices: {fields: [text], most_loss: 2}", "gate.slices.most_loss", "between 0 and 2"),
+        ("alpha: 0.05", "slices: {fields: [text], least_rows: 5}", "gate.slices.least_rows", "at least 10"),
+        ("alpha: 0.05", "retention: {probe: stsb, most_loss: 1}", "gate.retention.most_loss", "between 0 and 1"),
+        ("epochs: 3", "calibration: warm", "training.calibration", "Invalid enum value"),
     ],
 )
 def test_an_error_names_line_field_and_fix(tmp_path: Path, old: str, new: str, field: str, fix: str) -> None:
@@ -248,3 +255,10 @@ def test_a_template_says_when_a_value_is_missing(credit: Contract) -> None:
     assert "grade B" in text
     assert "7500 for unknown, income unknown" in text
     assert "{" not in text
+
+
+def test_slices_are_by_inputs_of_few_values(credit: Contract) -> None:
+    gate = msgspec.structs.replace(credit.gate, slices=Slices(["grade", "employment_length"]))
+    sliced = msgspec.structs.replace(credit, gate=gate)
+    assert sliced.slices_of({"grade": "C", "employment_length": None}) == ("grade=C", "employment_length=unknown")
+    assert credit.slices_of({"grade": "C"}) == ()

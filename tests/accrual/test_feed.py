@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 
 from accrual import BundleError, Distribution, ModelFeed, NoChampion
@@ -12,7 +13,7 @@ from accrual.config import Config, Kafka, Topics
 from accrual.events import encode
 from accrual.feed import Predict
 from accrual.kafka import TopicNames, create_topics, producer
-from accrual.ledger import Generation
+from accrual.ledger import Generation, Run
 
 STREAM = "support-intents"
 
@@ -103,6 +104,74 @@ def test_a_generation_that_does_not_load_is_refused_and_surfaced(config: Config)
         announce(config, generation(3))
         until(lambda: feed.champion().model == "support-intents@3")
     assert refused == [(1, "altered"), (2, "altered")]
+
+
+def run(version: int, state: str) -> Run:
+    return msgspec.convert(
+        {
+            "type": "run",
+            "run_id": f"run-{version}",
+            "stream": STREAM,
+            "version": version,
+            "parent": f"{STREAM}@0",
+            "windows": [1],
+            "snapshot_id": 1,
+            "rows_new": 60,
+            "rows_replayed": 0,
+            "seed": 17,
+            "digest": "1" * 64,
+            "state": state,
+            "reason": "",
+            "seconds": 1.0,
+            "at": datetime(2026, 1, 1, tzinfo=UTC),
+        },
+        Run,
+    )
+
+
+def say(config: Config, *runs: Run | bytes) -> None:
+    client = producer(config)
+    for item in runs:
+        value = encode(item) if isinstance(item, Run) else item
+        client.produce(TopicNames(config.topics.prefix).training, value, STREAM.encode())
+    assert client.flush(10) == 0
+
+
+def test_the_challenger_is_handed_out_while_it_waits_for_its_verdict(config: Config) -> None:
+    load, loaded = loader(3)
+    announce(config, generation(0))
+    say(config, run(1, "trained"), run(1, "rejected"), b"not an entry", run(2, "trained"))
+    with ModelFeed(STREAM, config, load=load, challenger=True) as feed:
+        assert feed.champion(timeout=20).model == "support-intents@0"
+        until(lambda: feed.challenger() is not None)
+        challenger = feed.challenger()
+        assert challenger is not None and challenger.model == "support-intents@2"
+        assert challenger.predict([{}])[0].label == "2" and loaded.count(1) == 0
+
+        served = [feed.assigned(f"customer {n}", 0.25).model for n in range(2000)]
+        assert served == [feed.assigned(f"customer {n}", 0.25).model for n in range(2000)]
+        assert 0.2 < served.count("support-intents@2") / 2000 < 0.3
+        assert feed.assigned("one", 0.0).model == "support-intents@0"
+        assert feed.assigned("one", 1.0).model == "support-intents@2"
+
+        say(config, run(2, "waiting"), run(2, "promoted"))
+        until(lambda: feed.challenger() is None)
+        assert feed.assigned("one", 1.0).model == "support-intents@0"
+        say(config, run(3, "trained"))
+        until(lambda: feed.refused == 1)
+        say(config, run(3, "waiting"), run(4, "trained"))
+        until(lambda: (now := feed.challenger()) is not None and now.model == "support-intents@4")
+        assert loaded.count(2) == loaded.count(3) == 1, "a run that goes on waiting is not loaded again"
+
+
+def test_without_a_request_no_challenger_is_loaded(config: Config) -> None:
+    load, loaded = loader()
+    announce(config, generation(0))
+    say(config, run(1, "trained"))
+    with ModelFeed(STREAM, config, load=load) as feed:
+        assert feed.champion(timeout=20).model == "support-intents@0"
+        time.sleep(1)
+        assert feed.challenger() is None and loaded == [0]
 
 
 def test_waits_for_the_first_and_says_when_there_is_none(config: Config) -> None:

@@ -50,3 +50,66 @@ def test_calibration_of_two_classes_is_of_the_second() -> None:
 
 def test_labels_outside_the_classes() -> None:
     assert scores.indices_of(["b", "new", "a"], ["a", "b"]).tolist() == [1, scores.OUTSIDE, 0]
+
+
+def _honest(rows: int, seed: int, shift: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Two classes; what is said of the second is `shift` above the truth."""
+    chance = np.random.default_rng(seed)
+    true = chance.uniform(0.05, 0.7, rows)
+    happened = (chance.random(rows) < true).astype(np.int64)
+    return np.column_stack([1 - true - shift, true + shift]), happened
+
+
+def test_of_what_chance_adds_to_the_ece_most_is_taken_off() -> None:
+    plain = [scores.ece(*_honest(150, seed)) for seed in range(100)]
+    debiased = [scores.calibration_error(*_honest(150, seed)) for seed in range(100)]
+    assert np.mean(plain) > 0.08
+    assert np.mean(debiased) < 0.04
+
+
+def test_an_error_that_is_there_is_found_whole() -> None:
+    found = [scores.calibration_error(*_honest(1000, seed, shift=0.1)) for seed in range(30)]
+    assert 0.08 < np.mean(found) < 0.1
+    assert scores.calibration_error(*_honest(30_000, 1, shift=0.1)) == pytest.approx(0.1, abs=0.006)
+
+
+def test_rare_events_are_told_apart_among_small_probabilities() -> None:
+    """All of them in one bin of equal width, where too much and too little would make up for each other."""
+    chance = np.random.default_rng(3)
+    said = np.repeat([0.01, 0.05], 5000)
+    happened = (chance.random(10_000) < 0.03).astype(np.int64)
+    assert scores.ece(np.column_stack([1 - said, said]), happened) < 0.01
+    assert scores.calibration_error(np.column_stack([1 - said, said]), happened) == pytest.approx(0.02, abs=0.005)
+
+
+def test_a_model_that_says_the_same_of_all_is_judged_by_the_rate_alone() -> None:
+    p = np.array([[0.7, 0.3]] * 400)
+    late = np.array([0] * 280 + [1] * 120)
+    assert scores.calibration_error(p, late) == 0.0, "in whatever order the rows come"
+    assert scores.calibration_error(p, 1 - late) == pytest.approx(0.4, abs=0.01)
+
+
+@given(predictions())
+def test_the_reliability_curve_holds_every_row_once_and_gives_the_ece(case: tuple[np.ndarray, np.ndarray]) -> None:
+    p, truth = case
+    curve = scores.reliability(p, truth)
+    assert sum(b.rows for b in curve) == len(truth)
+    assert sum(b.rows * abs(b.said - b.happened) for b in curve) / len(truth) == pytest.approx(scores.ece(p, truth))
+    assert scores.calibration_error(p, truth) >= 0
+    for name, (low, high) in scores.intervals(p, truth).items():
+        assert low <= high, name
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
+    """Of what a great many rows would show; 95%, less what chance and the bootstrap of a bent figure take."""
+    much = _honest(300_000, 1, shift=0.06)
+    truth = {
+        "accuracy": scores.accuracy(*much),
+        "brier": scores.brier(*much),
+        "log_loss": scores.log_loss(*much),
+        "ece": scores.ece(*much),
+    }
+    samples = [scores.intervals(*_honest(400, seed, shift=0.06)) for seed in range(2, 152)]
+    for name, least in {"accuracy": 0.9, "brier": 0.9, "log_loss": 0.9, "ece": 0.85}.items():
+        inside = np.mean([low <= truth[name] <= high for low, high in (sample[name] for sample in samples)])
+        assert least <= inside <= 0.995, name

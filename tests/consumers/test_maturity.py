@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from accrual.config import Config
 from accrual.contract import load_contracts
 from accrual.lake import WritableLake
+from accrual.watermark import watermark_of
 from consumers.maturity import FEWEST_AT_RISK, STEPS, Curve, delay_curve, estimate, maturity
-from consumers.windows import Sealer, watermark_of
+from consumers.windows import Sealer
 from tests.consumers.conftest import START, STREAM, World
 
 HORIZON_US = 24 * 3600 * 1_000_000

@@ -19,9 +19,10 @@ from accrual.config import Config
 from accrual.contract import Contract, load_contract
 from accrual.lake import WritableLake, open_lake
 from accrual.lake_tables import TABLES
+from accrual.watermark import watermark_of
 from consumers.__main__ import app
 from consumers.quality import Report, inspect, unrecorded
-from consumers.windows import Sealer, next_window, watermark_of
+from consumers.windows import Sealer, next_window
 from tests.consumers.conftest import START, World
 
 STREAM = "loans"

@@ -1,5 +1,6 @@
 """From records to Arrow: what is valid becomes a row, whatever else comes is left out, and nothing raises."""
 
+import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,7 +13,7 @@ from accrual.contract import load_contract
 from accrual.events import encode
 from accrual.kafka import TopicNames
 from accrual.lake_tables import TABLES
-from accrual.ledger import Decision, Evaluation, Generation, Run
+from accrual.ledger import Bin, Decision, Evaluation, Generation, Run, SliceScores
 from consumers.rows import arrow_tables, readers
 from tests.consumers.conftest import CONTRACT, STREAM, Record, World
 
@@ -57,6 +58,7 @@ def test_each_kind_of_record_becomes_a_row_of_its_table(world: World) -> None:
         reason="",
         seconds=1.5,
         at=AT,
+        selection={"new": 1, "replay": 2},
     )
     evaluation = Evaluation(
         stream=STREAM,
@@ -71,6 +73,9 @@ def test_each_kind_of_record_becomes_a_row_of_its_table(world: World) -> None:
         log_loss=0.2,
         ece=0.3,
         coverage=1.0,
+        intervals={"brier": (0.05, 0.15)},
+        reliability=[Bin(said=0.2, happened=0.4, rows=5)],
+        slices=[SliceScores("grade=C", 5, 0.5, 0.1, 0.03)],
         at=AT,
     )
     world.send_raw(world.names.models, encode(generation), STREAM.encode())
@@ -108,6 +113,23 @@ def test_each_kind_of_record_becomes_a_row_of_its_table(world: World) -> None:
     assert [r["values"] for r in tables["ground_truth_history"].to_pylist()] == [bytes(o.values).decode(), None]
     assert tables["dead_letters"].to_pylist()[0]["value"] == b"\x00\xff"
     assert tables["runs"].to_pylist()[0]["windows"] == [1, 2]
+    assert tables["runs"].to_pylist()[0]["selection"] == [("new", 1), ("replay", 2)]
+    [judged] = tables["evaluations"].to_pylist()
+    assert [json.loads(judged[name]) for name in ("intervals", "reliability", "slices")] == [
+        {"brier": [0.05, 0.15]},
+        [{"said": 0.2, "happened": 0.4, "rows": 5}],
+        [{"name": "grade=C", "rows": 5, "accuracy": 0.5, "brier": 0.1, "loss_at_most": 0.03}],
+    ]
+
+
+def test_a_ledger_of_before_is_read(world: World) -> None:
+    """Entries that earlier versions wrote have none of the later fields."""
+    old = b'{"type":"evaluation","v":1,"stream":"s","run_id":"r","window":2,"model":"s@1","role":"champion","rows":5,'
+    old += b'"accuracy":0.5,"auroc":null,"brier":0.1,"log_loss":0.2,"ece":0.3,"coverage":1,"at":"2025-01-01T00:00:00Z"}'
+    world.send_raw(world.names.training, old, None)
+    tables, skipped = arrow_tables(world.records, readers(world.names, world.contracts))  # type: ignore[arg-type]
+    [row] = tables["evaluations"].to_pylist()
+    assert (row["intervals"], row["slices"], row["calibration_error"], skipped) == ("{}", "[]", None, [])
 
 
 def test_a_time_in_another_zone_has_the_day_of_utc(world: World) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from accrual.config import Config
 from accrual.lake import WritableLake, open_lake
-from consumers.windows import Sealer, next_window, watermark_of
+from accrual.watermark import watermark_of
+from consumers.windows import Sealer, next_window
 from tests.consumers.conftest import START, STREAM, World
 
 FullLake = Callable[[int], WritableLake]

@@ -8,11 +8,11 @@ import pytest
 
 from accrual.contract import Contract, load_contracts
 from accrual.events import encode
-from examples import credit_risk, support_intents
+from examples import assistant_intents, credit_risk, support_intents
 from examples.case import Case
 
 CONTRACTS = load_contracts(Path(__file__).parents[2] / "schemas" / "contracts")
-SUPPORT, CREDIT = CONTRACTS["support-intents"], CONTRACTS["credit-risk"]
+SUPPORT, ASSISTANT, CREDIT = (CONTRACTS[name] for name in ("support-intents", "assistant-intents", "credit-risk"))
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,16 @@ def test_forty_intents_at_launch_and_new_ones_keep_opening(questions: list[Case]
     assert sum(n > 0 for n in new_by_thousand) >= 6
 
 
+def test_utterances_keep_their_contract_and_what_is_out_of_scope_is_a_class() -> None:
+    utterances = assistant_intents.cases(ASSISTANT, assistant_intents.ROWS, seed=1)
+    assert len(utterances) == 23_700
+    check(ASSISTANT, utterances)
+    first = {case.outcomes[-1][1]["intent"] for case in utterances[:2000] if case.outcomes}
+    every = {case.outcomes[-1][1]["intent"] for case in utterances if case.outcomes}
+    assert len(ASSISTANT.output.classes) == 81 and len(every) == 151
+    assert "out_of_scope" in first and len(first - set(ASSISTANT.output.classes)) <= 15
+
+
 def test_answers_come_hours_to_days_later_and_some_never_twice_or_corrected(questions: list[Case]) -> None:
     never = sum(not case.outcomes for case in questions)
     twice = sum(len(c.outcomes) == 2 and c.outcomes[0] == c.outcomes[1] for c in questions)
@@ -75,7 +85,9 @@ def test_loans_keep_their_contract_and_their_real_dates(loans: list[Case]) -> No
     assert min(case.outcomes[0][0] - case.predicted_at for case in defaults) > timedelta(days=90)
 
 
-@pytest.mark.parametrize(("made", "contract"), [(support_intents, SUPPORT), (credit_risk, CREDIT)])
+@pytest.mark.parametrize(
+    ("made", "contract"), [(support_intents, SUPPORT), (assistant_intents, ASSISTANT), (credit_risk, CREDIT)]
+)
 def test_the_seed_decides_and_fewer_rows_are_a_sample(made: object, contract: Contract) -> None:
     cases = getattr(made, "cases")  # noqa: B009 - two modules, one function
     assert cases(contract, 500, seed=3) == cases(contract, 500, seed=3)

@@ -15,7 +15,7 @@ from tests.system.conftest import ROOT, QuickDemo
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
-pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(500), pytest.mark.xdist_group("demo")]
 
 
 def commands_of(page: Path) -> list[str]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,11 +14,13 @@ from typing import Any
 
 import msgspec
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from accrual.bundle import verify_bundle
+from accrual.bundle import ROWS, read_manifest, verify_bundle
 from accrual.config import Config, load_config
-from accrual.contract import Contract, load_contracts
+from accrual.contract import Contract, Retention, load_contracts
+from accrual.errors import ContractError
 from accrual.events import microseconds
 from accrual.kafka import TopicNames, create_topics, read_to_end
 from accrual.lake import open_lake, open_lake_for_writing
@@ -26,8 +29,9 @@ from accrual.ledger import Evaluation, Generation, Run, decode_generation, decod
 from accrual.predictor import Predictor
 from trainer import cycle
 from trainer.cycle import Trainer
-from trainer.publish import Ledger
-from trainer.select import rows_of, sealed_windows, select
+from trainer.dry_run import foretell
+from trainer.publish import Ledger, Said
+from trainer.select import held_out_rows, rows_of, sealed_windows, select
 
 STREAM = "desk"
 START = datetime(2025, 1, 1, tzinfo=UTC)
@@ -38,9 +42,11 @@ output: {open: true, classes: [card_arrival, lost_or_stolen_card, exchange_rate,
 outcome: {values: {intent: {type: string}}}
 label: {field: intent}
 horizon: 1d
-training: {template: "{text}", window_rows: 60, epochs: 1, max_tokens: 32, lora: {rank: 2, alpha: 4, layers: 1}}
+training:
+  {template: "{text}", window_rows: 60, held_out: 0, epochs: 1, max_tokens: 32, lora: {rank: 2, alpha: 4, layers: 1}}
 gate: {alpha: 0.8, patience: 2, max_ece_increase: 1.0}
 """
+PAIRS = Path(__file__).parents[2] / "trainer" / "probes" / "stsb.csv"
 BANKING = Path(__file__).parents[2] / "examples" / "data" / "banking77" / "train.csv"
 
 
@@ -160,10 +166,18 @@ def test_a_challenger_is_frozen_judged_on_the_next_window_and_published(world: W
     assert [(r.version, r.windows, r.rows_replayed) for r in runs if r.version == 2] == [(2, [1, 2], 30)]
     judged = {e.role: e for e in evaluations}
     assert judged["challenger"].brier < judged["champion"].brier
+    low, high = judged["challenger"].intervals["brier"]
+    assert low < judged["challenger"].brier < high
+    assert sum(b.rows for b in judged["challenger"].reliability) == judged["challenger"].rows
 
     folder = world.config.model_store / generations[-1].bundle
     manifest = verify_bundle(folder, world.config.public_key)
     assert (manifest.parent, manifest.windows, manifest.rows_new) == ("desk@0", [1], 60)
+    rows = pq.read_table(folder / ROWS).to_pylist()
+    assert {row["prediction_id"] for row in rows} == {f"p-{n}" for n in range(60)}
+    assert Counter(row["part"] for row in rows) == {"new": 53, "calibrate": 7}
+    assert ROWS in manifest.files
+    assert manifest.selection == runs[-1].selection | {"new": 53, "replay": 0}
     [output] = Predictor.load(folder, world.config).predict([{"text": "What is the exchange rate today?"}])
     assert output.label == "exchange_rate"
     assert sum(output.probabilities.values()) == pytest.approx(1.0, abs=1e-4)
@@ -188,6 +202,24 @@ def test_a_trainer_that_fell_behind_learns_from_the_newest_rows_and_a_sample_of_
     assert set(newest) <= set(ids)
     assert [row.prediction_id for row in chosen.calibrate] == newest[-len(chosen.calibrate) :]
     assert again.digest == chosen.digest != other.digest
+
+
+def test_rows_that_are_held_out_are_never_learned_from_and_are_the_same_in_every_run(world: World) -> None:
+    for _ in range(4):
+        world.seal()
+    contract = world.contracts[STREAM]
+    some = msgspec.structs.replace(contract, training=msgspec.structs.replace(contract.training, held_out=0.3))
+    with open_lake(world.config) as lake:
+        windows = sealed_windows(lake, STREAM)
+        held_out = {row.prediction_id for window in windows for row in held_out_rows(lake, some, window)}
+        chosen = select(lake, some, windows[2:], seed=1)
+        first = select(lake, some, windows[:1], seed=2)
+        everything = {row.prediction_id for row in rows_of(lake, some, windows)}
+    learned = {row.prediction_id for of in (chosen, first) for row in (*of.learn, *of.calibrate)}
+    assert 0.2 < len(held_out) / len(everything) < 0.4
+    assert held_out < everything and not held_out & learned
+    with open_lake(world.config) as lake:
+        assert not held_out_rows(lake, contract, windows[0]), "the contract holds none back"
 
 
 def test_what_is_in_quarantine_is_learned_from_only_once_it_is_released(world: World) -> None:
@@ -236,6 +268,110 @@ def test_a_window_that_teaches_nothing_is_a_recorded_failure_and_the_loop_goes_o
     world.finish()
     runs, _, _ = world.said()
     assert runs[-1].state == "trained"
+
+
+@pytest.mark.parametrize("model", ["desk@1", "desk@0"])
+def test_no_row_judges_a_model_that_learned_from_it(world: World, monkeypatch: pytest.MonkeyPatch, model: str) -> None:
+    """Neither challenger nor champion: nothing is published, the run says which rows, and the loop goes on."""
+    world.seal()
+    world.finish()
+
+    def lineage(store: Path, digest: str) -> set[str]:
+        return {"p-1", "p-61", "p-70"} if read_manifest(store / digest).model == model else {"p-1"}
+
+    monkeypatch.setattr("trainer.evaluate.lineage", lineage)
+    world.seal()
+    world.finish()
+    runs, evaluations, generations = world.said()
+    [failed] = [r for r in runs if r.version == 1 and r.state != "trained"]
+    assert failed.state == "failed"
+    assert f"2 of the judged rows are among those that {model} learned from, first p-61, p-70" in failed.reason
+    assert (evaluations, [g.version for g in generations]) == ([], [0])
+    assert (runs[-1].version, runs[-1].state) == (2, "trained")
+
+
+def test_a_challenger_that_loses_what_the_base_could_do_is_a_recorded_failure(world: World) -> None:
+    probe = world.config.state_dir / "probe.csv"
+    probe.write_text("".join(PAIRS.read_text(encoding="utf-8").splitlines(keepends=True)[:60]))
+    contract = world.contracts[STREAM]
+
+    def step(most_loss: float, learning_rate: float) -> Run:
+        gate = msgspec.structs.replace(contract.gate, retention=Retention(str(probe), most_loss))
+        training = msgspec.structs.replace(contract.training, learning_rate=learning_rate)
+        world.contracts[STREAM] = msgspec.structs.replace(contract, gate=gate, training=training)
+        world.seal()
+        world.finish()
+        return world.said()[0][-1]
+
+    failed, trained = step(0.01, learning_rate=0.1), step(0.5, learning_rate=0.001)
+    assert failed.state == "failed"
+    assert "abilities are lost" in failed.reason
+    assert trained.state == "trained"
+    manifest = read_manifest(world.config.model_store / (trained.digest or ""))
+    assert (manifest.adapter_scale, manifest.retention) == (1.0, trained.retention)
+    assert trained.retention is not None
+
+
+def test_a_probe_that_is_not_there_is_said_when_the_trainer_starts(world: World) -> None:
+    contract = world.contracts[STREAM]
+    gate = msgspec.structs.replace(contract.gate, retention=Retention("/nowhere.csv"))
+    world.contracts[STREAM] = msgspec.structs.replace(contract, gate=gate)
+    with pytest.raises(ContractError, match=r"gate\.retention\.probe"):
+        world.trainer()
+
+
+def test_triggers_hold_runs_back_and_say_what_set_one_off_and_a_person_may_ask(world: World) -> None:
+    path = Path(world.config.contracts) / "desk.yaml"
+    path.write_text(path.read_text().replace("epochs: 1,", "epochs: 1, triggers: {rows: 100},"))
+    world.contracts = load_contracts(Path(world.config.contracts))
+    world.seal()
+    world.finish()
+    assert world.said()[0] == [], "60 rows of 100"
+    world.seal()
+    world.finish()
+    runs, _, _ = world.said()
+    assert [(r.version, r.windows, r.trigger) for r in runs] == [(1, [1, 2], "rows: 120 of 100")]
+    assert runs[0].selection["new"] + runs[0].selection["calibrate"] == runs[0].rows_new
+
+    world.seal()
+    trainer = world.trainer()
+    trainer.ask_for(STREAM)
+    assert trainer.next_step(STREAM), "the challenger is judged first"
+    assert trainer.next_step(STREAM)
+    assert not trainer.next_step(STREAM), "once is enough"
+    runs, _, _ = world.said()
+    assert [r.trigger for r in runs if r.version == 2] == ["by hand"]
+
+
+def test_who_asks_for_a_run_that_fails_has_asked_once(world: World) -> None:
+    world.seal(rows=1)
+    trainer = world.trainer()
+    trainer.ask_for(STREAM)
+    assert trainer.next_step(STREAM)
+    assert not trainer.next_step(STREAM)
+    assert [r.state for r in world.said()[0]] == ["failed"]
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(world: World) -> None:
+    trainer = world.trainer()
+    contract = world.contracts[STREAM]
+
+    def foretold(by_hand: bool = False) -> str:
+        before, files = world.said(), sorted(world.config.state_dir.rglob("*.json"))
+        said = foretell(world.config, Said(world.config), contract, by_hand)
+        assert world.said() == before
+        assert sorted(world.config.state_dir.rglob("*.json")) == files
+        return said
+
+    assert foretold() == "desk: would wait: for a sealed window"
+    world.seal()
+    expected = "desk: would train desk@1 on window 1, set off by {}\n  rows: 53 new, 7 calibrate"
+    assert foretold() == expected.format("a new sealed window")
+    assert foretold(by_hand=True) == expected.format("by hand")
+    assert trainer.next_step(STREAM), "it was not fenced"
+    assert foretold() == "desk: would wait: for a sealed window, which judges desk@1"
+    world.seal()
+    assert foretold() == "desk: would judge: window 2 judges desk@1"
 
 
 class _Killed(BaseException):

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accrual.contract import Gate
-from trainer.gate import judge, spent_alpha, wealth
+from accrual.contract import Gate, Slices
+from trainer.gate import STAKES, Verdict, judge, loss_at_most, spent_alpha, wealth
 
+NEVER = 10**9
 GATE = Gate(alpha=0.05, patience=3, max_ece_increase=0.05)
 gains = st.lists(st.floats(-2, 2), max_size=60).map(np.array)
 
@@ -86,3 +87,126 @@ def test_later_challengers_need_more_evidence() -> None:
     rows = np.full(60, 0.2)
     assert judge([rows], 1, 0.0, GATE).verdict == "promote"
     assert judge([rows], 40, 0.0, GATE).verdict == "wait"
+
+
+def _life(rng: np.random.Generator, gate: Gate, mean: float = 0.0) -> list[Verdict]:
+    """The verdicts on thirty challengers in a row, each looked at after every window of a hundred rows."""
+    verdicts = []
+    for nth in range(1, 31):
+        rows = rng.choice([-0.5, -0.1, 0.1, 0.5], size=(3, 100)) + mean
+        for seen in range(1, 4):
+            verdict = judge(list(rows[:seen]), nth, 0.0, gate)
+            if verdict.verdict != "wait":
+                break
+        verdicts.append(verdict)
+    return verdicts
+
+
+def test_over_a_streams_whole_life_chance_publishes_at_most_as_often_as_alpha_says() -> None:
+    """A/A, peeking at every window: thirty challengers that are no better, and not one of them may come through."""
+    rng, lives, gate = np.random.default_rng(17), 120, Gate(alpha=0.2, patience=3)
+    published = sum(any(v.verdict == "promote" for v in _life(rng, gate)) for _ in range(lives))
+    assert published / lives <= gate.alpha + 2 * math.sqrt(gate.alpha / lives)
+    assert all(v.verdict == "reject" for v in _life(rng, gate)), "undecided ones are given up"
+
+
+def _rows_until(evidence: float, gains: np.ndarray) -> float:
+    """How many rows until a first challenger's wealth reaches it."""
+    wealths = np.mean([np.exp(np.cumsum(np.log1p(stake * gains))) for stake in STAKES], axis=0)
+    assert wealths[-1] == pytest.approx(wealth(gains))
+    reached = np.flatnonzero(wealths >= evidence)
+    return reached[0] + 1 if len(reached) else NEVER
+
+
+@pytest.mark.parametrize(
+    ("mean", "spread", "least", "most"),
+    [
+        (0.136, 0.4, 50, 242),  # questions: the intents have drifted
+        (0.0015, 0.05, 3_000, 40_000),  # loans
+        (0.0005, 0.05, 10_000, NEVER),
+    ],
+)
+def test_how_many_rows_a_gain_needs(mean: float, spread: float, least: float, most: float) -> None:
+    """Nine of ten lie between: neither does it get by on fewer, nor does it waste what the rows say."""
+    rng, needed = np.random.default_rng(3), 1 / spent_alpha(0.05, 1)
+    many = 1_000 if mean > 0.1 else 50_000
+    rows = [_rows_until(needed, rng.normal(mean, spread, many).clip(-2, 2)) for _ in range(40)]
+    assert least <= np.quantile(rows, 0.05)
+    assert np.quantile(rows, 0.95) <= most
+
+
+def test_a_gain_like_that_of_loans_goes_on_over_the_windows_and_is_given_up_at_patience() -> None:
+    rng = np.random.default_rng(4)
+    windows = [rng.normal(0.001, 0.05, 1000) for _ in range(4)]
+    gate = Gate(alpha=0.05, patience=4)
+    verdicts = [judge(windows[:seen], 1, 0.0, gate) for seen in range(1, 5)]
+    assert [v.verdict for v in verdicts] == ["wait", "wait", "wait", "reject"]
+    assert "patience" in verdicts[-1].reason
+
+
+GUARDED = Gate(alpha=0.05, patience=3, slices=Slices(fields=["grade"], most_loss=0.05, least_rows=300))
+BETTER = np.full(900, 0.2)
+
+
+def test_better_on_the_whole_and_much_worse_for_some_is_rejected() -> None:
+    slices = {"grade=A": np.full(800, 0.25), "grade=B": np.full(100, -0.2)}
+    whole = np.concatenate(list(slices.values()))
+    assert judge([whole], 1, 0.0, Gate()).verdict == "promote"
+    verdict = judge([whole], 1, 0.0, GUARDED, slices)
+    assert verdict.verdict == "reject"
+    assert "grade=B" in verdict.reason
+    assert "grade=A" not in verdict.reason
+
+
+def test_a_slice_must_prove_that_it_is_not_worse_and_has_until_patience() -> None:
+    rng = np.random.default_rng(6)
+    unsure = {"grade=A": BETTER, "grade=B": rng.normal(0.0, 0.4, 300)}
+    first = judge([BETTER], 1, 0.0, GUARDED, unsure)
+    assert first.verdict == "wait"
+    assert "may still be worse" in first.reason
+    assert "grade=B" in first.reason
+    assert first.loss_at_most["grade=A"] == 0.0
+    assert first.loss_at_most["grade=B"] > 0.05
+    assert judge([BETTER] * 3, 1, 0.0, GUARDED, unsure).verdict == "reject"
+    sure = unsure | {"grade=B": rng.normal(0.0, 0.05, 600)}
+    assert judge([BETTER], 1, 0.0, GUARDED, sure).verdict == "promote"
+
+
+def test_a_slice_with_too_few_rows_is_said_and_holds_nothing_up() -> None:
+    few = {"grade=A": BETTER, "grade=G": np.zeros(299)}
+    verdict = judge([BETTER], 1, 0.0, GUARDED, few)
+    assert verdict.verdict == "promote"
+    assert "too few rows to be sure of grade=G" in verdict.reason
+    assert list(verdict.loss_at_most) == ["grade=A"]
+
+
+def test_more_slices_ask_for_more_of_each() -> None:
+    even = np.random.default_rng(8).normal(0.0, 0.1, 400)
+    bounds = [
+        judge([BETTER], 1, 0.0, GUARDED, {f"grade={n}": even for n in range(many)}).loss_at_most["grade=0"]
+        for many in (1, 10)
+    ]
+    assert bounds[0] < bounds[1]
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.04, 0.2])
+def test_the_bound_on_a_loss_is_never_below_it_more_often_than_said_however_often_one_looks(loss: float) -> None:
+    rng, lives, alpha = np.random.default_rng(9), 100, 0.3
+    below = 0
+    for _ in range(lives):
+        rows = rng.choice([-0.5, 0.5], size=300) - loss
+        below += any(loss_at_most(rows[:seen], alpha) < loss for seen in range(20, 301, 40))
+    assert below / lives <= alpha + 2 * math.sqrt(alpha / lives)
+
+
+@given(gains, st.floats(0.01, 0.5))
+def test_the_bound_on_a_loss_is_where_the_bet_refutes_it(rows: np.ndarray, alpha: float) -> None:
+    bound = loss_at_most(rows, alpha)
+    assert 0 <= bound <= 2
+    if 0 < bound < 2:
+        assert wealth(rows, bound) >= 1 / alpha > wealth(rows, bound - 2e-4)
+
+
+@given(gains, st.floats(-1.9, 2))
+def test_the_wealth_is_never_negative_and_rises_with_the_margin(rows: np.ndarray, margin: float) -> None:
+    assert 0 <= wealth(rows, margin) <= wealth(rows, margin + 0.1) * (1 + 1e-9)

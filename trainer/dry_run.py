@@ -1,0 +1,56 @@
+"""Dry run: says what `accrual train --once` would do first for a stream, and why; it does none of it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from accrual.config import Config
+from accrual.contract import Contract
+from accrual.lake import open_lake
+from accrual.predictor import Predictor
+from trainer.evaluate import score
+from trainer.plan import gather, plan_of, rises_of
+from trainer.publish import Said
+from trainer.select import rows_of, sealed_windows, select
+
+
+def foretell(config: Config, said: Said, contract: Contract, by_hand: bool) -> str:
+    """A few lines for a person. Raises LakeUnavailable, and BundleError where the champion cannot be scored."""
+    stream = contract.stream
+    with open_lake(config) as lake:
+        windows = sealed_windows(lake, stream)
+        plan = plan_of(
+            said,
+            contract,
+            windows,
+            lambda new: gather(
+                lake,
+                said,
+                contract,
+                windows,
+                new,
+                lambda now: rises_of(
+                    said,
+                    stream,
+                    lambda champion: score(
+                        Predictor.load(config.model_store / champion.bundle, config),
+                        now,
+                        rows_of(lake, contract, [now]),
+                    ),
+                ),
+            ),
+            datetime.now(UTC),
+            by_hand,
+        )
+    if plan.step == "wait":
+        return f"{stream}: would wait: {plan.reason}"
+    if plan.step == "judge":
+        return f"{stream}: would judge: {plan.reason}"
+    with open_lake(config, at_snapshot=plan.windows[-1].snapshot_id) as lake:
+        selection = select(lake, contract, plan.windows, contract.training.seed)
+    numbers = ", ".join(str(window.window) for window in plan.windows)
+    counts = ", ".join(f"{count:,} {what}" for what, count in selection.counts.items() if count)
+    return (
+        f"{stream}: would train {stream}@{said.next_version(stream)} on window {numbers}, set off by {plan.reason}\n"
+        f"  rows: {counts}"
+    )

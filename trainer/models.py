@@ -1,0 +1,277 @@
+"""`python -m trainer.models`: every generation with what made it and how it did (also `accrual models ...`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.progress import track
+
+from accrual.cli import run
+from accrual.commands.rows import Format, print_rows, printable
+from accrual.config import Config, load_config
+from accrual.contract import Contract, load_contracts
+from accrual.errors import ConfigError, NotFound
+from accrual.lake import Lake, open_lake
+from trainer.generations import Candidate, candidate, candidates, champions, lineage
+from trainer.report import ranges, render
+
+if TYPE_CHECKING:
+    from accrual.predictor import Predictor
+    from trainer.examine import Examination
+    from trainer.matrix import Matrix
+    from trainer.select import Window
+
+app = typer.Typer(
+    name="models",
+    help="Models: every generation, what made it, how it was judged, and against which other.",
+    epilog="Example:  accrual models list --stream support-intents",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_Model = Annotated[str, typer.Argument(help="A model as predictions name it: stream@version.", show_default=False)]
+_Stream = Annotated[str | None, typer.Option("--stream", help="Only this stream.")]
+_Format = Annotated[Format, typer.Option("--format", help="How to print them.")]
+
+
+@app.command(
+    "list", epilog="Examples:  accrual models list   |   accrual models list --stream credit-risk --format json"
+)
+def list_(stream: _Stream = None, form: _Format = Format.TABLE) -> None:
+    """List all models: published, rejected, failed and waiting, with the gain that was measured."""
+    with open_lake(load_config()) as lake:
+        known = candidates(lake, stream)
+    if not known:
+        raise NotFound("the lake knows no model yet; the trainer publishes generation 0 when it starts")
+    in_service = {one.stream: one.model for one in champions(known)}
+    rows = [
+        {
+            "model": one.model,
+            "state": "in service" if one.model == in_service.get(one.stream) else one.state,
+            "parent": one.run.parent if one.run else None,
+            "windows": ranges(one.run.windows) if one.run else "-",
+            "rows": one.run.rows_new + one.run.rows_replayed if one.run else 0,
+            "judged": ranges([trial.challenger.window for trial in one.trials]),
+            "gain": _signed(one.gain),
+            "over 0": _signed(one.gain_over_0),
+            "seconds": round(one.run.seconds, 1) if one.run else None,
+        }
+        for one in known
+    ]
+    print_rows(form, list(rows[0]), rows, "gain: Brier score below the champion's a row, and below generation 0's")
+
+
+@app.command(epilog="Example:  accrual models show support-intents@3")
+def show(model: _Model) -> None:
+    """Show one model: its run, each window that judged it, and what its bundle says made it."""
+    config = load_config()
+    with open_lake(config) as lake:
+        one = candidate(candidates(lake), model)
+    for name, value in _facts(config, one).items():
+        typer.echo(f"{name + ':':16}{printable(str(value))}")
+    if one.trials:
+        fields = ["window", "model", "role", "rows", "accuracy", "auroc", "brier", "log_loss", "ece", "e_value"]
+        print_rows(
+            Format.TABLE,
+            fields,
+            (
+                {name: _rounded(getattr(e, name)) for name in fields}
+                for trial in one.trials
+                for e in (trial.challenger, trial.champion, trial.generation_0)
+            ),
+        )
+
+
+@app.command(epilog="Example:  accrual models compare support-intents@3 support-intents@0")
+def compare(first: _Model, second: _Model, form: _Format = Format.TABLE) -> None:
+    """Compare two models of a stream on the held-out rows of every sealed window: rows neither learned from."""
+    config = load_config()
+    with open_lake(config) as lake:
+        known = candidates(lake)
+        two = [candidate(known, first), candidate(known, second)]
+        if two[0].stream != two[1].stream:
+            raise ConfigError(f"{first} and {second} are models of different streams: their rows are not the same")
+        made = _matrix(config, lake, two)
+    rows = [
+        {
+            "window": window,
+            "rows": made.rows[j],
+            first: _rounded(made.brier[0][j]),
+            second: _rounded(made.brier[1][j]),
+            "gain": _signed(made.brier[1][j] - made.brier[0][j]),
+            "learned by": ", ".join(m for m, row in zip(made.models, made.learned, strict=True) if row[j]) or None,
+        }
+        for j, window in enumerate(made.windows)
+    ]
+    columns = ["window", "rows", first, second, "gain", "learned by"]
+    print_rows(form, columns, rows, f"Brier score on held-out rows; gain: {first} below {second}")
+
+
+@app.command("lineage", epilog="Examples:  accrual models lineage support-intents@3")
+def lineage_(model: _Model, form: _Format = Format.TABLE) -> None:
+    """Show from which champions, windows and rows a model came, back to generation 0."""
+    with open_lake(load_config()) as lake:
+        line = lineage(candidates(lake), model)
+    rows = [
+        {
+            "model": one.model,
+            "windows": ranges(one.run.windows) if one.run else "-",
+            "snapshot": one.run.snapshot_id if one.run else None,
+            "new": one.run.rows_new if one.run else 0,
+            "replayed": one.run.rows_replayed if one.run else 0,
+            "published": f"{one.published.published_at:%Y-%m-%d %H:%M:%S}" if one.published else one.state,
+            "digest": one.bundle,
+        }
+        for one in line
+    ]
+    print_rows(form, list(rows[0]), rows, "newest first; its bundle's rows.parquet names every row it learned from")
+
+
+@app.command("matrix", epilog="Examples:  accrual models matrix --stream support-intents --json matrix.json")
+def matrix_(
+    stream: Annotated[str, typer.Option("--stream", help="The stream.")],
+    json: Annotated[Path | None, typer.Option(help="Write the whole matrix to this file.")] = None,
+) -> None:
+    """Score every published generation on the held-out rows of every window: transfer and forgetting."""
+    config = load_config()
+    with open_lake(config) as lake:
+        made = _matrix(config, lake, champions(candidates(lake, stream)))
+    if not made.windows:
+        raise NotFound(f"no sealed window of {stream} holds a held-out row yet")
+    columns = ["model", *(str(window) for window in made.windows)]
+    rows = (
+        dict(zip(columns, [name, *(f"{value:.3f}" for value in values)], strict=True))
+        for name, values in zip(made.models, made.brier, strict=True)
+    )
+    print_rows(Format.TABLE, columns, rows, "Brier score on held-out rows, by window")
+    for name in _TRANSFERS:
+        value = getattr(made, name)
+        typer.echo(f"{name.replace('_', ' ') + ':':20}{'-' if value is None else f'{value:+.4f}'}")
+    if json is not None:
+        figures = msgspec.to_builtins(made) | {name: getattr(made, name) for name in _TRANSFERS}
+        json.write_bytes(msgspec.json.format(msgspec.json.encode(figures)))
+
+
+@app.command(epilog="Example:  accrual models report support-intents@3 --to generation-3.html")
+def report(
+    model: _Model, to: Annotated[Path, typer.Option("--to", help="The HTML file to write.", show_default=False)]
+) -> None:
+    """Write a page about a model: how it was judged, what it fixed and broke, what it still gets wrong."""
+    config = load_config()
+    with open_lake(config) as lake:
+        known = candidates(lake)
+        one = candidate(known, model)
+        of_stream = [other for other in known if other.stream == one.stream]
+        examined = _examined(config, lake, of_stream, one) if one.trials else None
+        made = _matrix(config, lake, champions(of_stream))
+    to.write_text(render(one, of_stream, examined, made), encoding="utf-8")
+    typer.echo(f"{to}: open it in a browser.")
+
+
+_TRANSFERS = ("gain", "backward_transfer", "forward_transfer", "forgetting")
+
+
+def _contract(config: Config, stream: str) -> Contract:
+    contracts = load_contracts(Path(config.contracts))
+    if stream not in contracts:
+        raise ConfigError(f"stream {stream}: there are contracts for {', '.join(contracts)}")
+    return contracts[stream]
+
+
+def _predictor(config: Config, bundle: str | None) -> Predictor:
+    from accrual.predictor import Predictor
+
+    if not bundle:
+        raise NotFound("this model was never frozen: there is nothing to load")
+    return Predictor.load(config.model_store / bundle, config)
+
+
+def _matrix(config: Config, lake: Lake, models: Sequence[Candidate]) -> Matrix:
+    """On the windows that are sealed now, each as it was then. Progress on stderr."""
+    from trainer.matrix import matrix
+    from trainer.select import held_out_rows, sealed_windows
+
+    if not models:
+        raise NotFound("no model of this stream is published yet")
+    contract = _contract(config, models[0].stream)
+    windows = sealed_windows(lake, contract.stream)
+    rows = []
+    for window in windows:
+        with open_lake(config, at_snapshot=window.snapshot_id) as then:
+            rows.append(held_out_rows(then, contract, window))
+    console = Console(stderr=True)
+    scored = track(models, "scoring", console=console, transient=True, disable=not console.is_terminal)
+    return matrix(scored, windows, rows, lambda bundle: _predictor(config, bundle))
+
+
+def _examined(config: Config, lake: Lake, known: Sequence[Candidate], one: Candidate) -> Examination | None:
+    """The model and the champion of the time on the last window that judged it."""
+    from trainer.examine import examine
+    from trainer.select import rows_of, sealed_windows
+
+    contract, trial = _contract(config, one.stream), one.trials[-1]
+    window = next(w for w in sealed_windows(lake, one.stream) if w.window == trial.challenger.window)
+    with open_lake(config, at_snapshot=window.snapshot_id) as then:
+        rows = rows_of(then, contract, [window])
+        inputs = _inputs(then, contract, window, [row.prediction_id for row in rows])
+    champion = candidate(known, trial.champion.model)
+    return examine(
+        _predictor(config, one.bundle), _predictor(config, champion.bundle), rows, inputs, contract.training.seed
+    )
+
+
+def _inputs(lake: Lake, contract: Contract, window: Window, ids: Sequence[str]) -> list[Mapping[str, Any]]:
+    """The inputs of a window's rows, in the order of `ids`."""
+    found = lake.rows(
+        "select prediction_id, inputs from ground_truth where stream = ? and predicted_at >= ? and predicted_at < ?",
+        [contract.stream, window.from_time, window.to_time],
+    )
+    by_id = {row["prediction_id"]: row["inputs"] for row in found}
+    return [contract.decode_inputs(by_id[one].encode()) for one in ids]
+
+
+def _facts(config: Config, one: Candidate) -> Mapping[str, Any]:
+    from accrual.bundle import read_manifest
+
+    facts: dict[str, Any] = {"model": one.model, "state": one.state}
+    if one.run:
+        facts |= {
+            "why": one.run.reason,
+            "made to replace": one.run.parent,
+            "windows": ranges(one.run.windows),
+            "rows": f"{one.run.rows_new} new, {one.run.rows_replayed} replayed",
+            "seconds": one.run.seconds,
+        }
+    if one.published:
+        facts["published"] = f"{one.published.published_at:%Y-%m-%d %H:%M:%S} UTC"
+    if one.bundle:
+        folder = config.model_store / one.bundle
+        facts["bundle"] = folder
+        if folder.is_dir():
+            manifest = read_manifest(folder)
+            facts |= {
+                "base": f"{manifest.base} ({manifest.base_digest or 'none needed'})",
+                "snapshot": manifest.snapshot_id,
+                "rows digest": manifest.rows_digest or "-",
+                "seed": manifest.seed,
+                "made with": ", ".join(f"{name} {version}" for name, version in manifest.made_with.items()),
+            }
+    return facts
+
+
+def _signed(value: float | None) -> str | None:
+    return None if value is None else f"{value:+.4f}"
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, 4) if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    run(app)
