@@ -7,6 +7,7 @@ epoch costs the top `lora.layers` layers only.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -53,14 +54,18 @@ def adapt(encoder: Encoder, lora: Lora) -> None:
 
 
 def take_over(encoder: Encoder, adapter: Path) -> bool:
-    """Give the fresh adapter a champion's weights; False, with the reason logged, when that one is of another shape."""
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    """Make the fresh adapter do what a champion's does; False, with the reason logged, when it is of another shape.
+
+    Raises TrainingFailed when the champion's cannot be read.
+    """
+    from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         theirs = load_file(adapter / "adapter_model.safetensors")
-    except (OSError, SafetensorError) as exc:
+        factor = _scale(LoraConfig.from_pretrained(str(adapter))) / _scale(encoder.model.peft_config["default"])
+    except (OSError, ValueError, TypeError, SafetensorError) as exc:
         raise TrainingFailed(f"{adapter}: the champion's adapter cannot be read: {exc}") from exc
     ours = get_peft_model_state_dict(encoder.model)
     if {name: tensor.shape for name, tensor in theirs.items()} != {name: tensor.shape for name, tensor in ours.items()}:
@@ -68,7 +73,8 @@ def take_over(encoder: Encoder, adapter: Path) -> bool:
             "training.start: the champion's adapter is of another shape than training.lora says: starts from base"
         )
         return False
-    set_peft_model_state_dict(encoder.model, theirs)
+    scaled = {name: tensor * factor if "lora_B" in name else tensor for name, tensor in theirs.items()}
+    set_peft_model_state_dict(encoder.model, scaled)
     return True
 
 
@@ -148,6 +154,11 @@ def starting_at(encoder: Encoder, first: int, recompute: bool) -> Iterator[Begin
         if recompute:
             for layer in learning:
                 del layer.forward  # the class's own shows again
+
+
+def _scale(settings: Any) -> float:
+    """What an adapter's product of two matrices is multiplied by."""
+    return float(settings.lora_alpha / (math.sqrt(settings.r) if settings.use_rslora else settings.r))
 
 
 def _named(option: str, wanted: Sequence[str], names: Sequence[str]) -> list[str]:

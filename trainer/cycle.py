@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 
 from accrual.bundle import Manifest, read_manifest
 from accrual.config import Config
-from accrual.contract import Contract, Training
+from accrual.contract import Contract
 from accrual.encoder import Encoder, base_folder
 from accrual.errors import BundleError, ConfigError, StoreUnavailable, TrainingFailed
 from accrual.lake import Lake, open_lake
@@ -222,7 +222,7 @@ class Trainer:
             training,
             manifest.seed,
             weights=[row.weight for row in selection.learn],
-            start=self._start(training, before, manifest),
+            start=self._start(contract, before, manifest, selection),
             checkpoint=self._checkpoints(contract.stream) / f"{manifest.run_id}.safetensors",
         )
         tuned.bias[:] += np.array([selection.shift.get(name, 0.0) for name in tuned.classes], dtype=np.float32)
@@ -247,12 +247,17 @@ class Trainer:
     def _checkpoints(self, stream: str) -> Path:
         return self._config.state_dir / "checkpoints" / stream
 
-    def _start(self, training: Training, champion: Predictor, manifest: Manifest) -> Start | None:
-        """What a warm start goes on from; None where the contract wants none, or generation 0 has nothing to give."""
+    def _start(self, contract: Contract, champion: Predictor, manifest: Manifest, selection: Selection) -> Start | None:
+        """What a warm start goes on from; None where the contract wants none, or generation 0 has nothing to give.
+
+        The champion speaks of the natural shares, the selection may have others: its shift is taken off, to be added
+        again in the end.
+        """
         adapter = self._store / (manifest.parent_digest or "") / "adapter"
-        if training.start == "base" or champion.weight is None or not adapter.is_dir():
+        if contract.training.start == "base" or champion.weight is None or not adapter.is_dir():
             return None
-        return Start(adapter, champion.weight, champion.bias)
+        shift = [selection.shift.get(name, 0.0) for name in champion.classes]
+        return Start(adapter, champion.weight, champion.bias - np.array(shift, dtype=np.float32))
 
     def _judge(
         self, contract: Contract, champion: Generation, challenger: Run, windows: Sequence[Window], now: Window

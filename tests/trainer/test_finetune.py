@@ -256,6 +256,15 @@ def test_a_champion_of_another_shape_is_no_start(tmp_path: Path, caplog: pytest.
     assert digest(tuned) == digest(tune())
 
 
+def test_a_champion_of_another_scale_does_the_same(tmp_path: Path) -> None:
+    start, before = champion(tmp_path)
+    encoder = Encoder.load(base_folder("minilm"), 32)
+    adapter.adapt(encoder, msgspec.structs.replace(FEW.lora, alpha=16, rslora=True))
+    assert adapter.take_over(encoder, start.adapter)
+    texts, _ = rows(12, since=60)
+    np.testing.assert_allclose(encoder.embed(texts), before.encoder.embed(texts), atol=1e-5)
+
+
 def test_a_broken_adapter_of_the_champion_ends_the_run(tmp_path: Path) -> None:
     start, _ = champion(tmp_path)
     (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"torn")
