@@ -147,6 +147,8 @@ def lineage(store: Path, digest: str) -> set[str]:
     line: str | None = digest
     while line is not None:
         manifest = read_manifest(store / line)
+        if manifest.version and not (store / line / ROWS).exists():
+            raise BundleError(f"{store / line}: {ROWS} is missing: nobody can say which rows the model learned from")
         found |= rows_of_bundle(store / line)
         line = manifest.parent_digest if manifest.start == "champion" else None
     return found

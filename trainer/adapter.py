@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import logging
 import math
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.checkpoint import checkpoint
 
 from accrual.contract import Lora
@@ -24,6 +27,8 @@ from trainer.memory import Budget
 from trainer.ranks import Ranks
 
 log = logging.getLogger(__name__)
+
+CACHE_BYTES = 1 << 30
 
 
 def adapt(encoder: Encoder, lora: Lora) -> None:
@@ -92,9 +97,12 @@ def frozen_states(
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """For each row the states that enter layer `first`, [tokens, dimensions], and its vector as the model is now.
 
-    The states are those of this rank's rows (others are empty), the vectors [rows, dimensions] of all.
+    The states are those of this rank's rows (others are empty), the vectors [rows, dimensions] of all. States of more
+    than `CACHE_BYTES` are kept in a file that has no name.
     """
     lengths = [len(row) for row in tokens]
+    space = _space(sum(lengths), encoder.model.config.hidden_size)
+    ends = np.cumsum(lengths)
     states: list[torch.Tensor] = [torch.empty(0)] * len(tokens)
     vectors = torch.zeros(len(tokens), encoder.model.config.hidden_size, device=encoder.device)
     entering: list[torch.Tensor] = []
@@ -104,7 +112,8 @@ def frozen_states(
         entering.clear()
         vectors[rows] = encoder.pooled([tokens[row] for row in rows])
         for at, row in enumerate(rows):
-            states[row] = entering[0][at, : lengths[row]].clone()
+            states[row] = torch.from_numpy(space[ends[row] - lengths[row] : ends[row]])
+            states[row].copy_(entering[0][at, : lengths[row]])
 
     try:
         with torch.no_grad():
@@ -115,6 +124,13 @@ def frozen_states(
         hook.remove()
     ranks.add_up([vectors])
     return states, vectors
+
+
+def _space(tokens: int, dimensions: int) -> NDArray[np.float32]:
+    shape = (tokens, dimensions)
+    if tokens * dimensions * 4 <= CACHE_BYTES:
+        return np.empty(shape, dtype=np.float32)
+    return np.memmap(tempfile.TemporaryFile(), dtype=np.float32, mode="w+", shape=shape)
 
 
 class Beginning:

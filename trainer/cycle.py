@@ -19,31 +19,25 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
 import msgspec
-import numpy as np
-from safetensors import SafetensorError
 
 from accrual.bundle import Manifest, read_manifest
 from accrual.config import Config
 from accrual.contract import Contract
-from accrual.encoder import Encoder, base_folder
-from accrual.errors import BundleError, ConfigError, StoreUnavailable, TrainingFailed
+from accrual.errors import BundleError, ConfigError, TrainingFailed
 from accrual.lake import Lake, open_lake
 from accrual.ledger import Generation, Run
 from accrual.predictor import Predictor
-from accrual.scores import indices_of
 from accrual.signing import load_or_make_signing_key
 from accrual.training_policy import OBSERVED_WARNING
-from trainer.calibrate import calibrate
+from trainer.challenger import Champion, make_challenger
 from trainer.evaluate import Scored, by_slice, calibration_error_of, gains_of, learned_from, score
-from trainer.finetune import Start, fine_tune
-from trainer.freeze import find_frozen, freeze, freeze_generation_0, made_with
+from trainer.freeze import find_frozen, freeze_generation_0, made_with
 from trainer.gate import judge
 from trainer.plan import gather, plan_of, rises_of
 from trainer.publish import Ledger
-from trainer.retention import keep_abilities, read_probe
+from trainer.retention import read_probe
 from trainer.select import Selection, Window, rows_of, sealed_windows, select
 from trainer.tracking import Tracking
 from trainer.triggers import Facts
@@ -182,7 +176,7 @@ class Trainer:
         digest, failure = find_frozen(self._store, run_id), ""
         if digest is None:
             try:
-                digest = self._fine_tune(contract, champion, selection, manifest)
+                digest = self._make(contract, champion, selection, manifest)
             except (TrainingFailed, BundleError, ConfigError) as exc:
                 failure = str(exc)
         frozen = read_manifest(self._store / digest) if digest is not None else manifest
@@ -210,54 +204,21 @@ class Trainer:
         self._tracking.log(run)
         log.info("%s: %s after %.1f s: %s", manifest.model, run.state, run.seconds, run.reason)
 
-    def _fine_tune(self, contract: Contract, champion: Generation, selection: Selection, manifest: Manifest) -> str:
-        """Train on the earlier rows, calibrate on the latest, freeze; returns the bundle's digest."""
-        training, before = contract.training, self._predictor(champion.bundle)
-        encoder = Encoder.load(base_folder(manifest.base), training.max_tokens, quantize=training.quantize)
-        tuned = fine_tune(
-            encoder,
-            [row.text for row in selection.learn],
-            [row.label for row in selection.learn],
-            before.classes,
-            training,
-            manifest.seed,
-            weights=[row.weight for row in selection.learn],
-            start=self._start(contract, before, manifest, selection),
-            checkpoint=self._checkpoints(contract.stream) / f"{manifest.run_id}.safetensors",
+    def _make(self, contract: Contract, champion: Generation, selection: Selection, manifest: Manifest) -> str:
+        """Train, calibrate, freeze; returns the bundle's digest. What stood on the way is no longer needed then."""
+        checkpoints = self._config.state_dir / "checkpoints" / contract.stream
+        digest = make_challenger(
+            self._store,
+            self._key,
+            contract,
+            manifest,
+            Champion(self._predictor(champion.bundle), self._store / champion.bundle),
+            selection,
+            self._probes.get(contract.stream),
+            checkpoints / f"{manifest.run_id}.safetensors",
         )
-        tuned.bias[:] += np.array([selection.shift.get(name, 0.0) for name in tuned.classes], dtype=np.float32)
-        manifest = msgspec.structs.replace(
-            manifest, start=tuned.start, made_with=manifest.made_with | {"precision": tuned.precision}
-        )
-        if contract.gate.retention is not None:
-            base = Encoder.load(base_folder(manifest.base), training.max_tokens)
-            probe, most_loss = self._probes[contract.stream], contract.gate.retention.most_loss
-            scale, retention = keep_abilities(tuned.encoder, base, probe, most_loss)
-            manifest = msgspec.structs.replace(manifest, adapter_scale=scale, retention=retention)
-        logits = tuned.logits([row.text for row in selection.calibrate])
-        truth = indices_of([row.label for row in selection.calibrate], tuned.classes)
-        calibrator = calibrate(logits, truth, training.calibration, before.calibrator)
-        try:
-            digest = freeze(self._store, self._key, contract, manifest, tuned, calibrator, selection.rows)
-        except (OSError, SafetensorError) as exc:
-            raise StoreUnavailable(f"model store {self._store}: {exc}") from exc
-        shutil.rmtree(self._checkpoints(contract.stream), ignore_errors=True)
+        shutil.rmtree(checkpoints, ignore_errors=True)
         return digest
-
-    def _checkpoints(self, stream: str) -> Path:
-        return self._config.state_dir / "checkpoints" / stream
-
-    def _start(self, contract: Contract, champion: Predictor, manifest: Manifest, selection: Selection) -> Start | None:
-        """What a warm start goes on from; None where the contract wants none, or generation 0 has nothing to give.
-
-        The champion speaks of the natural shares, the selection may have others: its shift is taken off, to be added
-        again in the end.
-        """
-        adapter = self._store / (manifest.parent_digest or "") / "adapter"
-        if contract.training.start == "base" or champion.weight is None or not adapter.is_dir():
-            return None
-        shift = [selection.shift.get(name, 0.0) for name in champion.classes]
-        return Start(adapter, champion.weight, champion.bias - np.array(shift, dtype=np.float32))
 
     def _judge(
         self, contract: Contract, champion: Generation, challenger: Run, windows: Sequence[Window], now: Window

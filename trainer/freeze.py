@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
@@ -98,8 +99,9 @@ def find_frozen(store: Path, run_id: str) -> str | None:
 
 
 def made_with() -> dict[str, str]:
-    """Versions of the code that a bundle's bytes depend on."""
-    return {name: installed_version(name) for name in ("accrual", "peft", "pyarrow", "torch", "transformers")}
+    """What a bundle's bytes depend on besides its inputs: versions of code, and the threads that share a sum."""
+    versions = {name: installed_version(name) for name in ("accrual", "peft", "pyarrow", "torch", "transformers")}
+    return {**versions, "threads": str(torch.get_num_threads())}
 
 
 def _finish(

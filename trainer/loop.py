@@ -167,7 +167,8 @@ class Loop:
 
     def _loss(self, rows: Sequence[int]) -> torch.Tensor:
         """The loss of some rows, summed."""
-        self._begin.states = torch.nn.utils.rnn.pad_sequence([self._rows.states[i] for i in rows], batch_first=True)
+        states = torch.nn.utils.rnn.pad_sequence([self._rows.states[i] for i in rows], batch_first=True)
+        self._begin.states = states.to(self._encoder.device)
         with computing_in(self.position.precision, self._encoder.device):
             vectors = self._encoder.pooled([self._rows.tokens[i] for i in rows])
         return weighted_loss(self._head(vectors.float()), self._rows.truth[rows], self._rows.weights[rows])

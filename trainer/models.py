@@ -174,6 +174,26 @@ def report(
     typer.echo(f"{to}: open it in a browser.")
 
 
+@app.command(epilog="Example:  accrual models rebuild support-intents@3")
+def rebuild(model: _Model) -> None:
+    """Make a model again from what its manifest names. Exit code 1, with what has changed, if it is not the same."""
+    from trainer.rebuild import rebuild as again
+
+    config = load_config()
+    with open_lake(config) as lake:
+        one = candidate(candidates(lake), model)
+    if not one.bundle:
+        raise NotFound(f"{model} was never frozen: there is nothing to compare with")
+    made = again(config, one.bundle)
+    if made.digest == one.bundle:
+        typer.echo(f"{model}: the same digest, {made.digest}")
+        return
+    for what in made.changed:
+        typer.echo(f"changed: {what}")
+    typer.echo(f"{model}: " + (f"another digest, {made.digest}" if made.digest else "not made again"))
+    raise typer.Exit(1)
+
+
 _TRANSFERS = ("gain", "backward_transfer", "forward_transfer", "forgetting")
 
 

@@ -220,6 +220,12 @@ def test_a_base_in_fewer_bits_needs_cuda() -> None:
         Encoder.load(base_folder("minilm"), 32, quantize="4bit")
 
 
+def test_states_that_memory_has_no_room_for_lie_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = digest(tune())
+    monkeypatch.setattr("trainer.adapter.CACHE_BYTES", 1000)
+    assert digest(tune()) == expected
+
+
 def champion(folder: Path, training: Training = FEW) -> tuple[Start, Tuned]:
     """A model whose adapter lies in a folder, as in a bundle."""
     tuned = tune(training)

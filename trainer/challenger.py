@@ -1,0 +1,87 @@
+"""Make a challenger: from chosen rows to a frozen bundle. A cycle makes new ones so, `rebuild.py` old ones again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from safetensors import SafetensorError
+
+from accrual.bundle import Manifest
+from accrual.contract import Contract
+from accrual.encoder import Encoder, base_folder
+from accrual.errors import StoreUnavailable
+from accrual.predictor import Predictor
+from accrual.scores import indices_of
+from trainer.calibrate import calibrate
+from trainer.finetune import Start, fine_tune
+from trainer.freeze import freeze
+from trainer.retention import Probe, keep_abilities
+from trainer.select import Selection
+
+
+class Champion(msgspec.Struct, frozen=True):
+    """The model that is to be replaced, and the folder of its bundle."""
+
+    predictor: Predictor
+    folder: Path
+
+
+def make_challenger(
+    store: Path,
+    key: Ed25519PrivateKey,
+    contract: Contract,
+    manifest: Manifest,
+    champion: Champion,
+    selection: Selection,
+    probe: Probe | None,
+    checkpoint: Path | None,
+) -> str:
+    """Train on the earlier rows, keep the base's abilities, calibrate on the latest rows, freeze; the bundle's digest.
+
+    `manifest` says what is known before; `probe` is that of the contract's `gate.retention`. Raises TrainingFailed,
+    BundleError and ConfigError (base or champion cannot be loaded), StoreUnavailable (the store takes no bundle).
+    """
+    training, before = contract.training, champion.predictor
+    encoder = Encoder.load(base_folder(manifest.base), training.max_tokens, quantize=training.quantize)
+    tuned = fine_tune(
+        encoder,
+        [row.text for row in selection.learn],
+        [row.label for row in selection.learn],
+        before.classes,
+        training,
+        manifest.seed,
+        weights=[row.weight for row in selection.learn],
+        start=_start(contract, champion, selection),
+        checkpoint=checkpoint,
+    )
+    tuned.bias[:] += np.array([selection.shift.get(name, 0.0) for name in tuned.classes], dtype=np.float32)
+    manifest = msgspec.structs.replace(
+        manifest, start=tuned.start, made_with=manifest.made_with | {"precision": tuned.precision}
+    )
+    if contract.gate.retention is not None and probe is not None:
+        base = Encoder.load(base_folder(manifest.base), training.max_tokens)
+        scale, retention = keep_abilities(tuned.encoder, base, probe, contract.gate.retention.most_loss)
+        manifest = msgspec.structs.replace(manifest, adapter_scale=scale, retention=retention)
+    logits = tuned.logits([row.text for row in selection.calibrate])
+    truth = indices_of([row.label for row in selection.calibrate], tuned.classes)
+    calibrator = calibrate(logits, truth, training.calibration, before.calibrator)
+    try:
+        return freeze(store, key, contract, manifest, tuned, calibrator, selection.rows)
+    except (OSError, SafetensorError) as exc:
+        raise StoreUnavailable(f"model store {store}: {exc}") from exc
+
+
+def _start(contract: Contract, champion: Champion, selection: Selection) -> Start | None:
+    """What a warm start goes on from; None where the contract wants none, or generation 0 has nothing to give.
+
+    The champion speaks of the natural shares, the selection may have others: its shift is taken off, to be added again
+    in the end.
+    """
+    adapter, before = champion.folder / "adapter", champion.predictor
+    if contract.training.start == "base" or before.weight is None or not adapter.is_dir():
+        return None
+    shift = [selection.shift.get(name, 0.0) for name in before.classes]
+    return Start(adapter, before.weight, before.bias - np.array(shift, dtype=np.float32))
