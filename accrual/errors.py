@@ -22,6 +22,7 @@ AccrualError
     ├── BufferFull          the recorder's local buffer is full
     ├── RegistryUnavailable no Schema Registry answers at `registry.url`
     ├── NoChampion          no generation of the stream has been published and loaded yet
+    ├── StoreUnavailable    the model store cannot be written: most often its disk is full
     └── LakeUnavailable     catalog or data store out of reach, or busy
         └── LakeConflict    another writer's transaction came first
 """
@@ -117,6 +118,10 @@ class BufferFull(Transient):
 
 class NoChampion(Transient):
     """No generation of the stream has been published and loaded yet."""
+
+
+class StoreUnavailable(Transient):
+    """The model store cannot be written: its disk is full, over its quota or read-only."""
 
 
 class RegistryUnavailable(Transient):

@@ -47,7 +47,7 @@ class World:
         with BANKING.open(encoding="utf-8", newline="") as file:
             rows = [(row["text"], row["category"]) for row in csv.DictReader(file)]
         by_class = [[row for row in rows if row[1] == name] for name in classes]
-        self._rows = [row for several in zip(*by_class, strict=False) for row in several]
+        self.rows = [row for several in zip(*by_class, strict=False) for row in several]  # text and label
         self._windows = 0
 
     def seal(self, rows: int = 60, relabel: Callable[[str], str] = str) -> None:
@@ -69,7 +69,7 @@ class World:
                 "partition": 0,
                 "offset": first + n,
             }
-            for n, (text, label) in enumerate(self._rows[first : first + rows])
+            for n, (text, label) in enumerate(self.rows[first : first + rows])
         ]
         with open_lake_for_writing(self.config) as lake:
             if history:
