@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -116,8 +117,10 @@ def print_rates(rows: Rows, names: Sequence[str], size: int, rounds: int) -> Non
             train = CONTENDERS[name](rows.part(0, sizes[name]), 1)
             wall, cpu = time.perf_counter(), time.process_time()
             train()
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             samples = sizes[name] * TRAINING.epochs
-            measured[name].append((samples / (time.perf_counter() - wall), samples / (time.process_time() - cpu)))
+            measured[name].append((samples / wall, samples / cpu))
+            print(f"{name}: {samples:,} samples, {wall:.1f} s, {cpu:.1f} s of CPU", file=sys.stderr, flush=True)
     rates = {name: np.median(np.array(of), axis=0).tolist() for name, of in measured.items()}
     print(
         "| contender | rows | samples/s | to padded | to hf-trainer | samples / CPU s |\n|---|---:|---:|---:|---:|---:|"
