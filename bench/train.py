@@ -52,7 +52,7 @@ PADDED_TO = 128
 BATCH_ROWS = 32
 LEARN, KEPT_BACK, JUDGED = 1000, 500, 2000  # rows, in this order, where it is compared what is learned
 # A contender is timed on the rows divided by this.
-SHARES = {"padded": 8, "dynamic": 4, "buckets": 1, "token-budget": 1, "ours": 1, "hf-trainer": 4, "bf16": 16}
+SHARES = {"padded": 8, "dynamic": 4, "buckets": 1, "token-budget": 1, "ours": 1, "hf-trainer": 4, "bf16": 4}
 COMPARED = ("ours", "token-budget", "hf-trainer", "hf-from-probe")
 
 Batching = Callable[[Sequence[int], np.random.Generator], Iterator[list[int]]]
