@@ -30,13 +30,14 @@ import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from accrual.errors import BundleError
+from accrual.errors import BundleError, StoreUnavailable
 from accrual.signing import load_public_key
 
 VERSION = 1
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
 ROWS = "rows.parquet"
+_PROBE_BYTES = 1 << 20
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -89,11 +90,21 @@ def sha256_of(path: Path) -> str:
 
 @contextmanager
 def drafted(store: Path) -> Iterator[Path]:
-    """An empty folder in the store in which a bundle can be put together; gone at the end unless it was sealed."""
-    store.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".draft-", dir=store))
+    """An empty folder in the store in which a bundle can be put together; gone at the end unless it was sealed.
+
+    Raises StoreUnavailable, in place of whatever was raised inside, when the store cannot be written.
+    """
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".draft-", dir=store))
+    except OSError as exc:
+        raise StoreUnavailable(f"the model store {store} cannot be written: {exc.strerror}") from exc
     try:
         yield folder
+    except Exception as exc:
+        if reason := _refused(folder):  # libraries that write in Rust or C++ say so in errors of their own
+            raise StoreUnavailable(f"the model store {store} cannot be written: {reason}") from exc
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -203,6 +214,15 @@ def _parsed(content: bytes, folder: Path) -> Manifest:
 def _files(folder: Path) -> list[Path]:
     """Everything below a folder that is not a folder, links too."""
     return sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+
+
+def _refused(folder: Path) -> str | None:
+    """Why no file can be written there now; None if one can. The draft it is tried in is dropped."""
+    try:
+        (folder / ".probe").write_bytes(bytes(_PROBE_BYTES))
+    except OSError as exc:
+        return exc.strerror
+    return None
 
 
 def _sync(path: Path) -> None:

@@ -22,8 +22,8 @@ AccrualError
     ├── BrokerUnavailable   no broker answers, or it timed out
     ├── BufferFull          the recorder's local buffer is full
     ├── RegistryUnavailable no Schema Registry answers at `registry.url`
-    ├── StoreUnavailable    the model store cannot be written: full, read-only or away
     ├── NoChampion          no generation of the stream has been published and loaded yet
+    ├── StoreUnavailable    the model store cannot be written: most often its disk is full
     └── LakeUnavailable     catalog or data store out of reach, or busy
         └── LakeConflict    another writer's transaction came first
 """
@@ -121,12 +121,12 @@ class BufferFull(Transient):
     """The recorder's local buffer is full and its policy is `raise`."""
 
 
-class StoreUnavailable(Transient):
-    """The model store cannot be written: full, read-only or away. What was trained is kept in its checkpoint."""
-
-
 class NoChampion(Transient):
     """No generation of the stream has been published and loaded yet."""
+
+
+class StoreUnavailable(Transient):
+    """The model store cannot be written: its disk is full, over its quota or read-only."""
 
 
 class RegistryUnavailable(Transient):

@@ -16,7 +16,7 @@ import typer
 from accrual.cli import run
 from accrual.config import Config, load_config
 from accrual.contract import Contract, load_contracts
-from accrual.errors import ConfigError, LakeUnavailable, Transient
+from accrual.errors import ConfigError, LakeUnavailable, Terminal, Transient
 
 if TYPE_CHECKING:
     from trainer.cycle import Trainer
@@ -71,21 +71,29 @@ def main(
 def keep_training(
     config: Config, contracts: Mapping[str, Contract], streams: Sequence[str], once: bool, now: bool = False
 ) -> None:
-    """Take one step after another. What a retry may heal is waited out, loudly; all else ends the process.
+    """Take one step after another. What a retry may heal is waited out, loudly.
 
+    A stream with something broken that a person must mend, its champion's bundle or its base model, is tried again and
+    again, as loudly, and holds up no other one; with `once` that ends the process when the others are through.
     `now`: each stream is asked to be trained, whatever its triggers say.
     """
     pause = LOOK_EVERY_S
     trainer: Trainer | None = None
+    broken: Terminal | None = None
     while True:
+        moved, broken = False, broken if once else None
         try:
             if trainer is None:
                 trainer = _make_trainer(config, contracts)
                 for name in streams if now else ():
                     trainer.ask_for(name)
-            steps = [trainer.next_step(name) for name in streams]
-            moved = any(steps)
-            pause = LOOK_EVERY_S
+            for name in streams:
+                try:
+                    moved |= trainer.next_step(name)
+                except Terminal as exc:
+                    broken = exc
+                    log.error("%s cannot go on: %s", name, exc)
+            pause = LOOK_EVERY_S if broken is None else min(2 * pause, LONGEST_PAUSE_S)
         except Transient as exc:
             moved = False
             if once:
@@ -97,6 +105,8 @@ def keep_training(
             else:
                 log.info("%s", exc)
         if once and not moved:
+            if broken is not None:
+                raise broken
             return
         if not moved:
             time.sleep(pause)

@@ -7,12 +7,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from safetensors import SafetensorError
 
 from accrual.bundle import Manifest
 from accrual.contract import Contract
 from accrual.encoder import Encoder, base_folder
-from accrual.errors import StoreUnavailable
 from accrual.predictor import Predictor
 from accrual.scores import indices_of
 from trainer.calibrate import calibrate
@@ -68,10 +66,7 @@ def make_challenger(
     logits = tuned.logits([row.text for row in selection.calibrate])
     truth = indices_of([row.label for row in selection.calibrate], tuned.classes)
     calibrator = calibrate(logits, truth, training.calibration, before.calibrator)
-    try:
-        return freeze(store, key, contract, manifest, tuned, calibrator, selection.rows)
-    except (OSError, SafetensorError) as exc:
-        raise StoreUnavailable(f"model store {store}: {exc}") from exc
+    return freeze(store, key, contract, manifest, tuned, calibrator, selection.rows)
 
 
 def _start(contract: Contract, champion: Champion, selection: Selection) -> Start | None:
