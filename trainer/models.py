@@ -74,14 +74,14 @@ def show(model: _Model) -> None:
     with open_lake(config) as lake:
         one = candidate(candidates(lake), model)
     for name, value in _facts(config, one).items():
-        typer.echo(f"{name + ':':16}{printable(str(value))}")
+        typer.echo(f"{name + ':':18}{printable(str(value))}")
     if one.trials:
         fields = ["window", "model", "role", "rows", "accuracy", "auroc", "brier", "log_loss", "ece", "e_value"]
         print_rows(
             Format.TABLE,
             fields,
             (
-                {name: _rounded(getattr(e, name)) for name in fields}
+                {name: _rounded(getattr(e, name)) for name in fields[:-1]} | {"e_value": _short(e.e_value)}
                 for trial in one.trials
                 for e in (trial.challenger, trial.champion, trial.generation_0)
             ),
@@ -126,7 +126,7 @@ def lineage_(model: _Model, form: _Format = Format.TABLE) -> None:
             "new": one.run.rows_new if one.run else 0,
             "replayed": one.run.rows_replayed if one.run else 0,
             "published": f"{one.published.published_at:%Y-%m-%d %H:%M:%S}" if one.published else one.state,
-            "digest": one.bundle,
+            "digest": (one.bundle or "")[:12],
         }
         for one in line
     ]
@@ -287,6 +287,10 @@ def _facts(config: Config, one: Candidate) -> Mapping[str, Any]:
 
 def _signed(value: float | None) -> str | None:
     return None if value is None else f"{value:+.4f}"
+
+
+def _short(value: float | None) -> str | None:
+    return None if value is None else f"{value:.3g}"
 
 
 def _rounded(value: Any) -> Any:
