@@ -1,6 +1,6 @@
 """Training throughput: the project's fine-tuning beside plainer loops and Hugging Face's Trainer, and what each learns.
 
-    python bench/train.py                                      the first table of docs/performance.md, "Training"
+    python bench/train.py --rounds 2                           the first table of docs/performance.md, "Training"
     python bench/train.py --rows 0 --seeds 3                   what is learned, over three seeds
     python bench/train.py --rows 1024 --only ours --profile    where the time of one run goes, by operation
 
@@ -280,7 +280,7 @@ def _hugging_face(from_probe: bool) -> Contender:
     """Hugging Face's Trainer, its settings as ours where it has them."""
 
     def contender(rows: Rows, seed: int) -> Callable[[], Logits]:
-        from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
+        from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
 
         encoder = _load()
 
@@ -311,7 +311,9 @@ def _hugging_face(from_probe: bool) -> Contender:
                     for ids, label in zip(tokens, rows.truth, strict=True)
                 ]
                 collator = DataCollatorWithPadding(encoder.tokenizer)
-                Trainer(model, settings, data_collator=collator, train_dataset=data).train()
+                trainer = Trainer(model, settings, data_collator=collator, train_dataset=data)
+                trainer.remove_callback(PrinterCallback)  # what this prints is the table
+                trainer.train()
             return _logits(encoder, model)
 
         return train
