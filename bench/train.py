@@ -1,6 +1,6 @@
 """Training throughput: the project's fine-tuning beside plainer loops and Hugging Face's Trainer, and what each learns.
 
-    python bench/train.py                                      the first table of docs/performance.md, "Training"
+    python bench/train.py --rounds 2                           the first table of docs/performance.md, "Training"
     python bench/train.py --rows 0 --seeds 3                   what is learned, over three seeds
     python bench/train.py --rows 1024 --only ours --profile    where the time of one run goes, by operation
 
@@ -16,6 +16,7 @@ with the texts and the loaded base model and ends with the trained weights.
     hf-trainer       transformers.Trainer with dynamic padding, 32 rows a batch
     hf-from-probe    the same, its head begun as ours is, from a logistic regression on the base model's vectors
     bf16             token-budget under bf16 autocast
+    ours-bf16        ours, the encoder under bf16 autocast
 
 The slow ones get a part of the rows (SHARES). hf-from-probe is timed only where it is asked for.
 """
@@ -52,8 +53,17 @@ PADDED_TO = 128
 BATCH_ROWS = 32
 LEARN, KEPT_BACK, JUDGED = 600, 400, 1500  # rows, in this order, where it is compared what is learned
 # A contender is timed on the rows divided by this.
-SHARES = {"padded": 8, "dynamic": 4, "buckets": 1, "token-budget": 1, "ours": 1, "hf-trainer": 4, "bf16": 4}
-COMPARED = ("ours", "hf-trainer", "hf-from-probe")
+SHARES = {
+    "padded": 8,
+    "dynamic": 4,
+    "buckets": 1,
+    "token-budget": 1,
+    "ours": 1,
+    "hf-trainer": 4,
+    "bf16": 4,
+    "ours-bf16": 1,
+}
+COMPARED = ("ours", "ours-bf16", "hf-trainer", "hf-from-probe")
 
 Batching = Callable[[Sequence[int], np.random.Generator], Iterator[list[int]]]
 Logits = Callable[[Sequence[str]], NDArray[np.float32]]
@@ -196,6 +206,23 @@ def _ours(rows: Rows, seed: int) -> Callable[[], Logits]:
     return lambda: fine_tune(encoder, rows.texts, labels, rows.classes, TRAINING, seed).logits
 
 
+def _ours_in_bf16(rows: Rows, seed: int) -> Callable[[], Logits]:
+    encoder, labels = _load(), [rows.classes[i] for i in rows.truth]
+    pooled = encoder.pooled
+
+    def in_bf16(tokens: Sequence[Sequence[int]]) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return pooled(tokens).float()
+
+    def train() -> Logits:
+        encoder.pooled = in_bf16  # type: ignore[method-assign]
+        tuned = fine_tune(encoder, rows.texts, labels, rows.classes, TRAINING, seed)
+        encoder.pooled = pooled  # type: ignore[method-assign]
+        return tuned.logits
+
+    return train
+
+
 def _shuffled(lengths: Sequence[int], chance: np.random.Generator) -> Iterator[list[int]]:
     mixed = chance.permutation(len(lengths)).tolist()
     return (mixed[at : at + BATCH_ROWS] for at in range(0, len(mixed), BATCH_ROWS))
@@ -253,7 +280,7 @@ def _hugging_face(from_probe: bool) -> Contender:
     """Hugging Face's Trainer, its settings as ours where it has them."""
 
     def contender(rows: Rows, seed: int) -> Callable[[], Logits]:
-        from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
+        from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
 
         encoder = _load()
 
@@ -274,6 +301,7 @@ def _hugging_face(from_probe: bool) -> Contender:
                     use_cpu=True,
                     save_strategy="no",
                     logging_strategy="no",
+                    log_level="error",
                     report_to=[],
                     disable_tqdm=True,
                 )
@@ -283,7 +311,9 @@ def _hugging_face(from_probe: bool) -> Contender:
                     for ids, label in zip(tokens, rows.truth, strict=True)
                 ]
                 collator = DataCollatorWithPadding(encoder.tokenizer)
-                Trainer(model, settings, data_collator=collator, train_dataset=data).train()
+                trainer = Trainer(model, settings, data_collator=collator, train_dataset=data)
+                trainer.remove_callback(PrinterCallback)  # what this prints is the table
+                trainer.train()
             return _logits(encoder, model)
 
         return train
@@ -308,6 +338,7 @@ CONTENDERS: dict[str, Contender] = {
     "hf-trainer": _hugging_face(from_probe=False),
     "hf-from-probe": _hugging_face(from_probe=True),
     "bf16": _plain(_budgeted, autocast=True),
+    "ours-bf16": _ours_in_bf16,
 }
 
 if __name__ == "__main__":
