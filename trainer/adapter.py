@@ -130,7 +130,8 @@ def _space(tokens: int, dimensions: int) -> NDArray[np.float32]:
     shape = (tokens, dimensions)
     if tokens * dimensions * 4 <= CACHE_BYTES:
         return np.empty(shape, dtype=np.float32)
-    return np.memmap(tempfile.TemporaryFile(), dtype=np.float32, mode="w+", shape=shape)
+    with tempfile.TemporaryFile() as file:  # the map keeps it
+        return np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
 
 
 class Beginning:

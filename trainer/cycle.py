@@ -25,7 +25,7 @@ import msgspec
 from accrual.bundle import Manifest, read_manifest
 from accrual.config import Config
 from accrual.contract import Contract
-from accrual.errors import BundleError, ConfigError, TrainingFailed
+from accrual.errors import TrainingFailed
 from accrual.lake import Lake, open_lake
 from accrual.ledger import Generation, Run
 from accrual.predictor import Predictor
@@ -70,6 +70,7 @@ class Trainer:
         self._waits: dict[str, str] = {}  # what was logged last, but for the figures in it
         self._gathered: dict[str, tuple[tuple[int, int], float, Facts]] = {}
         self._loaded: dict[str, Predictor] = {}
+        self._empty: set[tuple[str, int]] = set()  # windows of which no row is left: quarantined, or erased
         self._scored: dict[tuple[str, int], Scored] = {}  # by bundle and window, of the challengers that wait
 
     def ask_for(self, stream: str) -> None:
@@ -84,7 +85,7 @@ class Trainer:
         contract = self._contracts[stream]
         champion = self._ledger.champion(stream) or self._publish_generation_0(contract)
         with open_lake(self._config) as lake:
-            windows = sealed_windows(lake, stream)
+            windows = [one for one in sealed_windows(lake, stream) if (stream, one.window) not in self._empty]
             facts_of = self._facts(lake, contract, windows)
             plan = plan_of(
                 self._ledger, contract, windows, facts_of, datetime.now(UTC), by_hand=stream in self._asked_for
@@ -177,7 +178,7 @@ class Trainer:
         if digest is None:
             try:
                 digest = self._make(contract, champion, selection, manifest)
-            except (TrainingFailed, BundleError, ConfigError) as exc:
+            except TrainingFailed as exc:
                 failure = str(exc)
         frozen = read_manifest(self._store / digest) if digest is not None else manifest
         run = Run(
@@ -227,6 +228,10 @@ class Trainer:
         judged = [w for w in windows if w.window in self._ledger.judged(challenger.run_id) or w == now]
         at, run_id = datetime.now(UTC), challenger.run_id
         ours = self._score(contract, challenger.digest or "", judged)
+        if not len(ours[-1].truth):
+            log.warning("window %d of %s has no row left to judge on: the next one judges", now.window, contract.stream)
+            self._empty.add((contract.stream, now.window))
+            return
         theirs = self._score(contract, champion.bundle, judged)
         if leak := self._leak([challenger.digest or "", champion.bundle], ours):
             self._ledger.say([msgspec.structs.replace(challenger, state="failed", reason=leak, at=at)])
