@@ -113,6 +113,7 @@ TABLES: dict[str, pa.Schema] = {
             ("state", pa.string()),
             ("reason", pa.string()),
             ("seconds", pa.float64()),
+            ("cpu_seconds", pa.float64()),
             ("retention", pa.float64()),
             ("at", TIME),
             ("trigger", pa.string()),

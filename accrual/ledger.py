@@ -63,7 +63,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, tag="run", tag_field="type"
 
     `retention`: how far the model's correlation on the contract's probe is above the base model's, mostly below 0.
     `trigger`: what set it off. `selection`: how many rows were chosen, and how many not and why. `learned_until`: as of
-    a `Generation`. `seconds` is what training took, `at` when the state was said.
+    a `Generation`. `seconds` is what training took, `cpu_seconds` on all cores, `at` when the state was said.
     """
 
     v: int = VERSION
@@ -80,6 +80,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, tag="run", tag_field="type"
     state: Literal["trained", "waiting", "promoted", "rejected", "failed"]
     reason: str
     seconds: float
+    cpu_seconds: float | None = None
     retention: float | None = None
     at: Time
     trigger: str = ""

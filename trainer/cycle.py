@@ -100,8 +100,8 @@ class Trainer:
         if challenger is not None:
             self._judge(contract, champion, challenger, windows, plan.windows[0])
         else:
-            self._asked_for.discard(stream)
             self._train(contract, champion, plan.windows, plan.reason)
+            self._asked_for.discard(stream)
         return True
 
     def _facts(self, lake: Lake, contract: Contract, windows: Sequence[Window]) -> Callable[[Sequence[Window]], Facts]:
@@ -142,7 +142,7 @@ class Trainer:
 
     def _train(self, contract: Contract, champion: Generation, new: Sequence[Window], trigger: str) -> None:
         """Make the next challenger from the windows that its champion has not seen, and freeze it."""
-        started = time.monotonic()
+        started, cpu_started = time.monotonic(), time.process_time()
         version = self._ledger.next_version(contract.stream)
         windows = sorted({*champion.windows, *(window.window for window in new)})
         run_id = _run_id(contract.stream, version, champion.digest, windows)
@@ -198,6 +198,7 @@ class Trainer:
             state="trained" if digest else "failed",
             reason=failure or f"frozen{_kept(frozen)}; the next sealed window judges it",
             seconds=round(time.monotonic() - started, 3),
+            cpu_seconds=round(time.process_time() - cpu_started, 3),
             retention=frozen.retention,
             at=datetime.now(UTC),
         )

@@ -11,6 +11,8 @@ from accrual.errors import NotFound
 from accrual.lake import Lake
 from accrual.ledger import Evaluation, Generation, Run
 
+# Of a processor nobody knows better: Lannelongue, Grealey and Inouye 2021, "Green Algorithms", Adv. Sci. 8(12).
+WATTS = 12.0
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
 _NESTED = ("intervals", "reliability", "slices")  # JSON text in the lake
 _OF = "($stream::varchar is null or stream = $stream)"
@@ -55,6 +57,13 @@ class Candidate(msgspec.Struct, frozen=True):
     def bundle(self) -> str | None:
         """Its folder in the model store, if it came so far."""
         return self.published.bundle if self.published else self.run.digest if self.run else None
+
+    @property
+    def watt_hours(self) -> float | None:
+        """What its training used, by `WATTS` a busy core: an estimate for comparing generations, not a measurement."""
+        if self.run is None or self.run.cpu_seconds is None:
+            return None
+        return self.run.cpu_seconds * WATTS / 3600
 
     @property
     def gain(self) -> float | None:

@@ -266,7 +266,7 @@ def _facts(config: Config, one: Candidate) -> Mapping[str, Any]:
             "made to replace": one.run.parent,
             "windows": ranges(one.run.windows),
             "rows": f"{one.run.rows_new} new, {one.run.rows_replayed} replayed",
-            "seconds": one.run.seconds,
+            "cost": _cost(one),
         }
     if one.published:
         facts["published"] = f"{one.published.published_at:%Y-%m-%d %H:%M:%S} UTC"
@@ -283,6 +283,12 @@ def _facts(config: Config, one: Candidate) -> Mapping[str, Any]:
                 "made with": ", ".join(f"{name} {version}" for name, version in manifest.made_with.items()),
             }
     return facts
+
+
+def _cost(one: Candidate) -> str:
+    if one.run is None or one.watt_hours is None:
+        return "not known"
+    return f"{one.run.seconds:.1f} s, {one.run.cpu_seconds:.1f} CPU s, about {one.watt_hours:.2g} Wh"
 
 
 def _signed(value: float | None) -> str | None:
