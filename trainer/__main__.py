@@ -49,6 +49,7 @@ def main(
       accrual train --stream credit-risk        one stream
       accrual train --once                      what can be done now, for a scheduler
       accrual train --once --dry-run            what that would be, and why
+      torchrun --nproc-per-node 2 -m trainer    several processes share each training
       accrual train --now --stream credit-risk  by hand: a challenger now, whatever the triggers say
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -62,10 +63,13 @@ def main(
             raise ConfigError(f"--stream {name}: there are contracts for {', '.join(contracts)}")
     if now and not stream:
         raise ConfigError("--now needs --stream: say which one is to be trained")
-    if dry_run:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK") != "0":
+        _take_part()
+    elif dry_run:
         _foretell(config, contracts, stream or list(contracts), now)
     else:
         keep_training(config, contracts, stream or list(contracts), once or now, now)
+        _dismiss()
 
 
 def keep_training(
@@ -121,10 +125,28 @@ def _foretell(config: Config, contracts: Mapping[str, Contract], streams: Sequen
         typer.echo(foretell(config, said, contracts[name], now))
 
 
+def _take_part() -> None:
+    """Be one of several processes that train together, and not the one that is the trainer."""
+    from trainer.challenger import take_part
+    from trainer.ranks import join
+
+    join()
+    take_part()
+
+
+def _dismiss() -> None:
+    """Tell the processes that train together with this one that there is no more to do."""
+    from trainer.ranks import Ranks
+
+    Ranks().shared(None)
+
+
 def _make_trainer(config: Config, contracts: Mapping[str, Contract]) -> Trainer:
     from trainer.cycle import Trainer  # brings torch: after the errors that need no waiting
     from trainer.publish import Ledger
+    from trainer.ranks import join
 
+    join()
     return Trainer(config, contracts, Ledger(config))
 
 

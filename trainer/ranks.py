@@ -6,10 +6,23 @@ one process would have computed, so the number of processes changes the weights 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+_PATIENCE = timedelta(days=365)  # the other ranks wait for a training as long as the trainer waits for a window
+Message = TypeVar("Message")
+
+
+def join() -> Ranks:
+    """Join the group that torchrun or `accelerate launch` began, if this process is one of several; its place there."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
+    return Ranks()
 
 
 class Ranks:
@@ -19,6 +32,13 @@ class Ranks:
         self._together = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if self._together else 0
         self.world = dist.get_world_size() if self._together else 1
+
+    def shared(self, message: Message | None) -> Message | None:
+        """What rank 0 gives; every rank calls it and has it then."""
+        box = [message]
+        if self._together:
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
 
     def mine(self, rows: Sequence[int]) -> list[int]:
         """The rows among these that this rank computes."""
