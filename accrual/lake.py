@@ -295,9 +295,9 @@ def open_lake(config: Config, *, at_snapshot: int | None = None) -> Lake:
     try:
         _open(connection, config, "READ_ONLY")
         with _engine_errors():
-            if missing := _missing_tables(connection):
+            if missing := _missing_tables(connection) or _missing_views(connection):
                 raise LakeUnavailable(
-                    f"the lake has no table {missing[0]} yet; the sink makes it when it starts: `accrual sink`"
+                    f"the lake has no {missing[0]} yet; the sink makes it when it starts: `accrual sink`"
                 )
             if at_snapshot is not None:
                 _pin(connection, config, at_snapshot)
@@ -450,6 +450,12 @@ def _check_encryption(lake: Lake, config: Config) -> None:
 def _missing_tables(connection: duckdb.DuckDBPyConnection) -> list[str]:
     found = connection.execute("select table_name from duckdb_tables() where database_name = 'lake'").fetchall()
     return [name for name in TABLES if (name,) not in found]
+
+
+def _missing_views(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    """Those that other parts read by; a sink that starts makes them a moment after the tables."""
+    found = connection.execute("select view_name from duckdb_views() where database_name = 'lake'").fetchall()
+    return [name for name in VIEWS if (name,) not in found]
 
 
 def _make_tables(lake: WritableLake, names: Sequence[str]) -> None:

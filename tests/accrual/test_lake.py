@@ -53,6 +53,15 @@ def test_all_tables_are_there_and_a_second_opening_changes_nothing(config: Confi
             assert lake.arrow(f'select * from "{name}"').column_names == schema.names
 
 
+def test_a_lake_whose_views_are_still_to_be_made_is_not_there_yet(config: Config) -> None:
+    with open_lake_for_writing(config) as lake:
+        lake.rows("drop view lake.offsets")
+    with pytest.raises(LakeUnavailable, match="no offsets yet"):
+        open_lake(config)
+    open_lake_for_writing(config).close()
+    open_lake(config).close()
+
+
 @pytest.mark.parametrize("config", ["sqlite"], indirect=True)
 def test_a_second_writer_is_told_which_process_writes(config: Config) -> None:
     code = (
