@@ -25,7 +25,7 @@ demo: $(STAMP) ## run the main job: the whole loop on real data, a few minutes; 
 	@$(BIN)/accrual demo $(ARGS)
 
 test: $(STAMP) ## run all tests, as two processes; ARGS="-m 'not slow'" for the quick ones
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses 2 $(ARGS)
 
 kill-tests: $(STAMP) ## kill -9 every worker at random moments, COUNT times each (20 unless given)
 	@ACCRUAL_KILL_COUNT=$(or $(COUNT),20) $(BIN)/python -m pytest tests/system/test_kill.py $(ARGS)

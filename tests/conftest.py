@@ -25,6 +25,7 @@ from accrual.broker import DevelopmentBroker
 from accrual.config import cache_dir
 from accrual.kafka import wait_until_ready
 
+_OF_THE_DEMO = ("tests/system/test_demo.py", "tests/system/test_docs.py")
 S3_SERVER = "github.com/versity/versitygw/cmd/versitygw@v1.8.0"
 
 
@@ -39,6 +40,18 @@ def pytest_configure() -> None:
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt("terminated")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Which process a test runs in: what looks at the one shortened demo in one, all else wherever there is room."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "demo" if nodeid.startswith(_OF_THE_DEMO) else nodeid
+
+    return Scheduling(config, log)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -12,7 +12,7 @@ import pytest
 from accrual.broker import DevelopmentBroker
 from tests.system.conftest import ROOT, QuickDemo, demo_environment
 
-pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.alone, pytest.mark.xdist_group("demo")]
+pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.alone]
 
 
 def processes_of(state: Path) -> list[str]:
