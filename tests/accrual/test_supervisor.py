@@ -90,9 +90,10 @@ def test_stop_kills_what_does_not_stop(tmp_path: Path) -> None:
 
 
 OWNER = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from accrual.supervisor import Supervisor
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who was started in the background ignores it
 with Supervisor(Path(sys.argv[1]), {}) as supervisor:
     worker = supervisor.start("worker", [sys.executable, "-c", "import time; time.sleep(600)"])
     print(worker.process.pid, flush=True)
