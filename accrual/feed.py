@@ -51,7 +51,7 @@ class Challenger(msgspec.Struct, frozen=True):
     @property
     def model(self) -> str:
         """`stream@version`: what predictions made with it name."""
-        return f"{self.run.stream}@{self.run.version}"
+        return self.run.model
 
 
 class ModelFeed:
@@ -168,15 +168,14 @@ class ModelFeed:
         if run is None:
             self._challenger = None
         elif run.run_id != self._tried:
-            generation = _as_generation(run)
+            generation = run.as_generation(run.at)
             self._challenger, self._tried = None, run.run_id
             try:
                 self._challenger = Challenger(run, self._load(generation))
             except Exception as exc:
                 # Nobody depends on it: it is not tried again, the next challenger is another run.
                 log.exception("challenger %s refused", generation.model)
-                self.refused += 1
-                self._surface(generation, exc)
+                self._refuse(generation, exc)
             else:
                 log.info("challenger of '%s' is %s", self.stream, generation.model)
 
@@ -187,14 +186,15 @@ class ModelFeed:
             except Exception as exc:
                 # Whatever is wrong with it, the service goes on with the champion it has.
                 log.exception("generation %s refused", generation.model)
-                self.refused += 1
-                self._surface(generation, exc)
+                self._refuse(generation, exc)
             else:
                 log.info("champion of '%s' is %s", self.stream, generation.model)
                 self._first.set()
                 return
 
-    def _surface(self, generation: Generation, error: Exception) -> None:
+    def _refuse(self, generation: Generation, error: Exception) -> None:
+        """Count and surface a model that does not verify or load."""
+        self.refused += 1
         if self._on_refused is None:
             return
         try:
@@ -221,19 +221,3 @@ def _decoded(value: bytes) -> list[Generation]:
     except msgspec.DecodeError as exc:
         log.error("an announcement on the models topic cannot be read: %s", exc)
         return []
-
-
-def _as_generation(run: Run) -> Generation:
-    """What would be announced if the run's model was published."""
-    return Generation(
-        stream=run.stream,
-        version=run.version,
-        model=f"{run.stream}@{run.version}",
-        digest=run.digest or "",
-        bundle=run.digest or "",
-        run_id=run.run_id,
-        parent=run.parent,
-        windows=run.windows,
-        rows=run.rows_new + run.rows_replayed,
-        published_at=run.at,
-    )

@@ -7,6 +7,7 @@ Kafka transaction carries a verdict with all its records, so that a trainer that
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Literal
 
 import msgspec
@@ -86,6 +87,28 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, tag="run", tag_field="type"
     trigger: str = ""
     selection: dict[str, int] = {}
     learned_until: Time | None = None
+
+    @property
+    def model(self) -> str:
+        """`stream@version`, as predictions name it."""
+        return f"{self.stream}@{self.version}"
+
+    def as_generation(self, at: datetime) -> Generation:
+        """What is announced when the run's model is published `at` this time."""
+        digest = self.digest or ""
+        return Generation(
+            stream=self.stream,
+            version=self.version,
+            model=self.model,
+            digest=digest,
+            bundle=digest,
+            run_id=self.run_id,
+            parent=self.parent,
+            windows=self.windows,
+            rows=self.rows_new + self.rows_replayed,
+            published_at=at,
+            learned_until=self.learned_until,
+        )
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True, tag="evaluation", tag_field="type"):

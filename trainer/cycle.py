@@ -255,7 +255,7 @@ class Trainer:
             zero.entry(run_id, "generation-0", at),
         ]
         concluded = msgspec.structs.replace(challenger, state=_STATE[verdict.verdict], reason=verdict.reason, at=at)
-        promoted = _generation(challenger, at) if verdict.verdict == "promote" else None
+        promoted = challenger.as_generation(at) if verdict.verdict == "promote" else None
         self._ledger.say([*entries, concluded], promoted)
         self._tracking.log(concluded, entries)
         if verdict.verdict != "wait":
@@ -311,20 +311,3 @@ def _run_id(stream: str, version: int, parent: str, windows: Sequence[int]) -> s
     """The same for the same version, champion and windows: what was begun under it is found again after a crash."""
     content = f"{stream}@{version}|{parent}|{','.join(map(str, windows))}"
     return f"{stream}@{version}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
-
-
-def _generation(run: Run, at: datetime) -> Generation:
-    digest = run.digest or ""
-    return Generation(
-        stream=run.stream,
-        version=run.version,
-        model=f"{run.stream}@{run.version}",
-        digest=digest,
-        bundle=digest,
-        run_id=run.run_id,
-        parent=run.parent,
-        windows=run.windows,
-        rows=run.rows_new + run.rows_replayed,
-        published_at=at,
-        learned_until=run.learned_until,
-    )

@@ -86,7 +86,7 @@ def candidates(lake: Lake, stream: str | None = None) -> list[Candidate]:
     )
     published = {g.model: g for g in _read(lake, f"from generations where {_OF} order by version", asked, Generation)}
     found = [
-        Candidate(run.stream, run.version, run, _trials(run.run_id, evaluations), published.get(_model(run)))
+        Candidate(run.stream, run.version, run, _trials(run.run_id, evaluations), published.get(run.model))
         for run in runs
     ]
     found += [Candidate(g.stream, 0, None, [], g) for g in published.values() if g.version == 0]
@@ -127,10 +127,6 @@ def _read(lake: Lake, query: str, asked: Mapping[str, object], kind: type[_Struc
         for row in lake.rows(query, asked)
     ]
     return msgspec.convert(rows, list[kind])  # type: ignore[valid-type]
-
-
-def _model(run: Run) -> str:
-    return f"{run.stream}@{run.version}"
 
 
 def _trials(run_id: str, evaluations: Sequence[Evaluation]) -> list[Trial]:

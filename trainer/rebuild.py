@@ -76,8 +76,6 @@ def _selection(config: Config, contract: Contract, manifest: Manifest) -> Select
     """The rows that would be chosen today, at the snapshot of then."""
     parent = read_manifest(config.model_store / (manifest.parent_digest or ""))
     new = set(manifest.windows) - set(parent.windows) or {max(manifest.windows)}
-    with open_lake(config, at_snapshot=manifest.snapshot_id) as lake:
-        windows = sealed_windows(lake, contract.stream)
     with open_lake(config) as lake:
         windows = [window for window in sealed_windows(lake, contract.stream) if window.window in new]
     if {window.window for window in windows} != new:

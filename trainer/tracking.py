@@ -71,7 +71,7 @@ class Tracking:
         found = client.search_runs([experiment_id], filter_string=f"tags.`{_RUN_ID}` = '{run.run_id}'", max_results=1)
         if found:
             return str(found[0].info.run_id)
-        begun = client.create_run(experiment_id, run_name=f"{run.stream}@{run.version}", tags={_RUN_ID: run.run_id})
+        begun = client.create_run(experiment_id, run_name=run.model, tags={_RUN_ID: run.run_id})
         params: dict[str, Any] = {
             "parent": run.parent,
             "windows": ",".join(map(str, run.windows)),
