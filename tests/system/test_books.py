@@ -197,10 +197,11 @@ def disorder(chance: random.Random, names: TopicNames, count: int) -> Iterator[S
         if chance.random() < 0.1:
             yield sent(names.predictions, once, chance.randrange(100))
         if chance.random() < 0.1:
-            other = prediction(stream, n, moment + timedelta(minutes=chance.choice([0, 5])), "other")
-            yield sent(names.predictions, other, chance.randrange(90))
+            yield sent(names.predictions, prediction(stream, n, moment, "other"), chance.randrange(90))
         if chance.random() < 0.03:
-            yield sent(names.predictions, prediction(stream, n, moment - timedelta(days=10)), 1)
+            # Of an id of its own: once an id is forgotten, a later prediction with it is a new one (a double record).
+            old = prediction(stream, n + count, moment - timedelta(days=10))
+            yield sent(names.predictions, old, 1, f"{stream}-{n + count}".encode())
         for _ in range(chance.choice([0, 1, 1, 1, 2, 3])):
             after = chance.choice([1, 2, 20, 23, 25, 40, 70, 80, 100])
             what = outcome(chance, stream, n, moment + timedelta(hours=after))
