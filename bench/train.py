@@ -63,6 +63,7 @@ SHARES = {
     "bf16": 4,
     "ours-bf16": 1,
 }
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 COMPARED = ("ours", "ours-bf16", "hf-trainer", "hf-from-probe")
 
 Batching = Callable[[Sequence[int], np.random.Generator], Iterator[list[int]]]
@@ -95,7 +96,8 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="operations by their time, in place of the table")
     given = parser.parse_args()
     rows = banking()
-    print(f"{machine()}; torch {torch.__version__}, {torch.get_num_threads()} threads; {TRAINING.epochs} epochs\n")
+    where = machine() if DEVICE.type == "cpu" else f"{torch.cuda.get_device_name()}; {machine()}"
+    print(f"{where}; torch {torch.__version__}, {torch.get_num_threads()} threads; {TRAINING.epochs} epochs\n")
     if given.profile:
         for name in given.only:
             train = CONTENDERS[name](rows.part(0, given.rows), 1)
@@ -196,7 +198,7 @@ def _load() -> Encoder:
 
 
 def _logits(encoder: Encoder, model: Classifier) -> Logits:
-    weight, bias = model.head.weight.detach().numpy(), model.head.bias.detach().numpy()
+    weight, bias = model.head.weight.detach().cpu().numpy(), model.head.bias.detach().cpu().numpy()
     encoder.model = model.encoder.eval()
     return lambda texts: np.asarray(encoder.embed(texts) @ weight.T + bias, dtype=np.float32)
 
@@ -211,7 +213,7 @@ def _ours_in_bf16(rows: Rows, seed: int) -> Callable[[], Logits]:
     pooled = encoder.pooled
 
     def in_bf16(tokens: Sequence[Sequence[int]]) -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(DEVICE.type, torch.bfloat16):
             return pooled(tokens).float()
 
     def train() -> Logits:
@@ -244,11 +246,11 @@ def _plain(batching: Batching, padded_to: int = 0, autocast: bool = False) -> Co
 
     def contender(rows: Rows, seed: int) -> Callable[[], Logits]:
         encoder = _load()
-        model = Classifier(encoder, rows, seed)
+        model = Classifier(encoder, rows, seed).to(DEVICE)
 
         def train() -> Logits:
             tokens, chance = encoder.tokenize(rows.texts), np.random.default_rng(seed)
-            lengths, truth = [len(t) for t in tokens], torch.from_numpy(rows.truth)
+            lengths, truth = [len(t) for t in tokens], torch.from_numpy(rows.truth).to(DEVICE)
             trained = [p for p in model.parameters() if p.requires_grad]
             optimizer = torch.optim.AdamW(trained, lr=TRAINING.learning_rate, weight_decay=0.01)
             steps = TRAINING.epochs * len(list(batching(lengths, chance)))
@@ -262,8 +264,8 @@ def _plain(batching: Batching, padded_to: int = 0, autocast: bool = False) -> Co
                         more = (0, padded_to - ids.shape[1])
                         ids = torch.nn.functional.pad(ids, more, value=encoder.tokenizer.pad_token_id)
                         mask = torch.nn.functional.pad(mask, more)
-                    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                        loss = model(ids, mask, truth[group])["loss"]
+                    with torch.autocast(DEVICE.type, torch.bfloat16, enabled=autocast):
+                        loss = model(ids.to(DEVICE), mask.to(DEVICE), truth[group])["loss"]
                     optimizer.zero_grad()
                     loss.backward()
                     torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -298,7 +300,7 @@ def _hugging_face(from_probe: bool) -> Contender:
                     lr_scheduler_type="cosine",
                     weight_decay=0.01,
                     seed=seed,
-                    use_cpu=True,
+                    use_cpu=DEVICE.type == "cpu",
                     save_strategy="no",
                     logging_strategy="no",
                     log_level="error",

@@ -1,7 +1,7 @@
 """The adapter: which parts of a base model learn, and the pass that leaves out those that do not.
 
-The layers below the adapted ones never change, so their output is computed once for each row and kept in memory; an
-epoch costs the top `lora.layers` layers only.
+The layers below the adapted ones never change, so their output is computed once for each row and kept, on the device
+if it has the room; an epoch costs the top `lora.layers` layers only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.checkpoint import checkpoint
 
 from accrual.contract import Lora
@@ -97,11 +96,12 @@ def frozen_states(
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """For each row the states that enter layer `first`, [tokens, dimensions], and its vector as the model is now.
 
-    The states are those of this rank's rows (others are empty), the vectors [rows, dimensions] of all. States of more
-    than `CACHE_BYTES` are kept in a file that has no name.
+    The states are those of this rank's rows (others are empty), the vectors [rows, dimensions] of all. States stay on a
+    CUDA device of which they take less than half of the free memory; elsewhere, those of more than `CACHE_BYTES` are
+    kept in a file that has no name.
     """
     lengths = [len(row) for row in tokens]
-    space = _space(sum(lengths), encoder.model.config.hidden_size)
+    space = _space(sum(lengths), encoder.model.config.hidden_size, encoder.device)
     ends = np.cumsum(lengths)
     states: list[torch.Tensor] = [torch.empty(0)] * len(tokens)
     vectors = torch.zeros(len(tokens), encoder.model.config.hidden_size, device=encoder.device)
@@ -112,13 +112,13 @@ def frozen_states(
         entering.clear()
         vectors[rows] = encoder.pooled([tokens[row] for row in rows])
         for at, row in enumerate(rows):
-            states[row] = torch.from_numpy(space[ends[row] - lengths[row] : ends[row]])
+            states[row] = space[ends[row] - lengths[row] : ends[row]]
             states[row].copy_(entering[0][at, : lengths[row]])
 
     try:
         with torch.no_grad():
             mine = ranks.mine(range(len(tokens)))
-            for group in batches([lengths[row] for row in mine]):
+            for group in batches([lengths[row] for row in mine], budget.tokens):
                 budget.spend([mine[at] for at in group], lengths, compute)
     finally:
         hook.remove()
@@ -126,12 +126,14 @@ def frozen_states(
     return states, vectors
 
 
-def _space(tokens: int, dimensions: int) -> NDArray[np.float32]:
-    shape = (tokens, dimensions)
-    if tokens * dimensions * 4 <= CACHE_BYTES:
-        return np.empty(shape, dtype=np.float32)
+def _space(tokens: int, dimensions: int, device: torch.device) -> torch.Tensor:
+    size = tokens * dimensions * 4
+    if device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] / 2:
+        return torch.empty(tokens, dimensions, device=device)
+    if size <= CACHE_BYTES:
+        return torch.empty(tokens, dimensions)
     with tempfile.TemporaryFile() as file:  # the map keeps it
-        return np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
+        return torch.from_numpy(np.memmap(file, dtype=np.float32, mode="w+", shape=(tokens, dimensions)))
 
 
 class Beginning:

@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 
 from accrual.contract import Training
-from accrual.encoder import Encoder
+from accrual.encoder import Encoder, batch_tokens
 from accrual.errors import TrainingFailed
 from accrual.scores import indices_of
 from trainer.adapter import adapt, frozen_states, layers_of, starting_at, take_over
@@ -104,7 +104,7 @@ def fine_tune(
     depth = len(layers_of(encoder.model))
     first = max(0, depth - training.lora.layers)
     tokens = encoder.tokenize(texts)
-    states, vectors = frozen_states(encoder, tokens, first, Budget(), Ranks())
+    states, vectors = frozen_states(encoder, tokens, first, Budget(batch_tokens(device)), Ranks())
     watched = _watched(len(labels), training)
     learned = slice(0, len(labels) - watched)
     blank = _blank(encoder, len(known), start if warm else None)
