@@ -65,6 +65,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     categories: list[str] | None = None
     matches: str | None = None
     length: Span | None = None
+    scripts: list[str] | None = None
     pii: Literal["forbid"] | None = None
     expression: str | None = None
     severity: Literal["quarantine", "warn"] = "quarantine"
@@ -75,7 +76,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return next(name for name in CONDITIONS if getattr(self, name) is not None)
 
 
-CONDITIONS = ("range", "categories", "matches", "length", "pii", "expression")
+CONDITIONS = ("range", "categories", "matches", "length", "scripts", "pii", "expression")
 
 
 class Bound(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -202,7 +203,16 @@ def _mistake(rule: Rule, inputs: Mapping[str, str], values: Mapping[str, str]) -
         return f"{given[0]}: least is greater than most"
     if rule.categories == []:
         return "categories: name at least one"
+    if rule.scripts is not None:
+        return _script_mistake(rule.scripts)
     return _pattern_mistake(rule.matches) if rule.matches is not None else None
+
+
+def _script_mistake(scripts: Sequence[str]) -> str | None:
+    for name in scripts:
+        if not name.isalpha() or len(name) < 3 or _pattern_mistake(rf"\p{{{name}}}"):
+            return f"scripts: '{name}' is no script of Unicode's; write Latin, Cyrillic, Greek, Han, Arabic or the like"
+    return None if scripts else "scripts: name at least one"
 
 
 def _pattern_mistake(pattern: str) -> str | None:

@@ -18,6 +18,7 @@ from accrual.expression import Node, evaluator
 from accrual.quality_rules import OUTCOME, Canaries, Rule, rule_tree
 
 _ATTEMPTS = 200
+_WORDS = {"Cyrillic": "привет", "Greek": "καλημέρα", "Han": "你好", "Hebrew": "שלום", "Latin": "hello"}  # by script
 Fields = dict[str, Any]
 
 
@@ -106,6 +107,14 @@ def _wrong_length(rule: Rule, value: Any, _: bool, chance: random.Random) -> Ite
     yield from ((text * (length // len(text) + 1))[:length] for length in lengths)
 
 
+def _in_another_script(rule: Rule, value: Any, _: bool, chance: random.Random) -> Iterator[str]:
+    others = [word for script, word in _WORDS.items() if script not in (rule.scripts or [])]
+    words = str(value or "").split()
+    if others:
+        words.insert(chance.randint(0, len(words)), chance.choice(others))
+        yield " ".join(words)
+
+
 def _with_personal_data(_: Rule, value: Any, __: bool, chance: random.Random) -> Iterator[str]:
     digits = [chance.randrange(10) for _ in range(20)]
     number = "".join(map(str, digits))
@@ -186,5 +195,6 @@ _BREAK: dict[str, Callable[[Rule, Any, bool, random.Random], Iterator[Any]]] = {
     "categories": _no_category,
     "matches": _no_match,
     "length": _wrong_length,
+    "scripts": _in_another_script,
     "pii": _with_personal_data,
 }

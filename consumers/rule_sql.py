@@ -22,6 +22,8 @@ _OCTET = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
 _IPV4 = rf"(?:^|[^\d.])(?:{_OCTET}\.){{3}}{_OCTET}(?:[^\d.]|\.\D|\.?$)"
 _HEX = "[0-9a-f]{1,4}"
 _IPV6 = rf"(?i)(?:^|[^\w:])(?:(?:{_HEX}:){{7}}|(?:{_HEX}:){{1,6}}(?::{_HEX}){{0,5}}:){_HEX}(?:[^\w:]|$)"
+# Of no script or of all: the micro sign, accents that combine.
+_ANY_SCRIPT = r"\p{Common}\p{Inherited}"
 _SSN = r"(?:^|[^\d-])\d{3}-\d{2}-\d{4}(?:[^\d-]|$)"
 
 
@@ -59,6 +61,11 @@ def _broken(contract: Contract, rule: Rule) -> tuple[str, str]:
             f"not regexp_full_match({column}, {quoted(rule.matches)})",
             f"{shown} || {quoted(f', which is not {rule.matches}')}",
         )
+    if rule.scripts is not None:
+        own = "".join(rf"\p{{{name}}}" for name in rule.scripts)
+        foreign = rf"[^\P{{L}}{_ANY_SCRIPT}{own}]"  # a letter, and not of them
+        said = quoted(f", with letters that are not {', '.join(rule.scripts)}")
+        return f"regexp_matches({column}, {quoted(foreign)})", f"{shown} || {said}"
     kinds = _personal(column)
     return f"len({kinds}) > 0", f"{quoted(f'{field} seems to hold: ')} || array_to_string({kinds}, ', ')"
 

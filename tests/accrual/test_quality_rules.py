@@ -40,6 +40,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"rules": [{**FINE, "range": {"least": 2, "most": 1}}]}, "least is greater than most"),
     ({"rules": [{"name": "r", "field": "title", "categories": []}]}, "categories: name at least one"),
     ({"rules": [{"name": "r", "field": "title", "matches": "a(?=b)"}]}, "matches: Invalid regular expression"),
+    ({"rules": [{"name": "r", "field": "title", "scripts": ["latin"]}]}, "'latin' is no script of Unicode's"),
+    ({"rules": [{"name": "r", "field": "title", "scripts": []}]}, "scripts: name at least one"),
     ({"rules": [{"name": "r", "expression": "amount + 1"}]}, "says no true or false"),
     ({"rules": [{"name": "r", "expression": "amount < lenght"}]}, "expression: at column 10"),
     ({"rules": [{"name": "r", "field": "amount", "expression": "amount < 1"}]}, "leave field out"),

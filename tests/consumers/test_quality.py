@@ -109,6 +109,11 @@ RULES: list[tuple[dict[str, Any], list[Any], list[Any]]] = [
     ({"field": "title", "matches": r"[a-z]+\d?"}, ["abc", "abc1", None], ["", "abc12", "x abc", "abc\n"]),
     ({"field": "title", "length": {"least": 2, "most": 3}}, ["ab", "äöü", None], ["a", "abcd", ""]),
     (
+        {"field": "title", "scripts": ["Latin", "Greek"]},
+        ["für 5 µm, e\u0301t\u00e9 №1!", "και", "", None],
+        ["привет", "ok 你好", "раypal"],
+    ),
+    (
         {"expression": "amount <= 2 * term or grade == 'A'"},
         [{"amount": 2, "term": 1}, {"amount": 9}],
         [{"amount": 3, "term": 1, "grade": "B"}],
