@@ -91,19 +91,45 @@ def layers_of(model: Any) -> torch.nn.ModuleList:
     raise TrainingFailed(f"no stack of {depth} layers in {type(model).__name__}: this base cannot be adapted by layer")
 
 
+class States:
+    """For each row of so many tokens the states that enter a layer, one behind the other: [tokens, dimensions].
+
+    On a CUDA device if they take less than half of its free memory; elsewhere, if they are more than `CACHE_BYTES`,
+    in a file that has no name.
+    """
+
+    def __init__(self, lengths: Sequence[int], dimensions: int, device: torch.device) -> None:
+        self._lengths = torch.tensor(lengths)
+        self._starts = self._lengths.cumsum(0) - self._lengths
+        self._space = _space(sum(lengths), dimensions, device)
+
+    def keep(self, rows: Sequence[int], states: torch.Tensor) -> None:
+        """Take in the states of some rows, [rows, longest, dimensions]."""
+        places, real = self._places(rows)
+        self._space[places[real]] = states[real.to(states.device)].to(self._space.device)
+
+    def of(self, rows: Sequence[int]) -> torch.Tensor:
+        """The states of some rows, [rows, longest, dimensions]. Behind a row's end its last one is repeated."""
+        places, _ = self._places(rows)
+        return self._space[places]
+
+    def _places(self, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where the states of rows lie, [rows, longest], and which of these are within their row."""
+        lengths = self._lengths[torch.tensor(rows)].unsqueeze(1)
+        each = torch.arange(int(lengths.max())).unsqueeze(0)
+        places = self._starts[torch.tensor(rows)].unsqueeze(1) + each.minimum(lengths - 1)
+        return places.to(self._space.device), (each < lengths).to(self._space.device)
+
+
 def frozen_states(
     encoder: Encoder, tokens: Sequence[Sequence[int]], first: int, budget: Budget, ranks: Ranks
-) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """For each row the states that enter layer `first`, [tokens, dimensions], and its vector as the model is now.
+) -> tuple[States, torch.Tensor]:
+    """For each row the states that enter layer `first`, and its vector as the model is now.
 
-    The states are those of this rank's rows (others are empty), the vectors [rows, dimensions] of all. States stay on a
-    CUDA device of which they take less than half of the free memory; elsewhere, those of more than `CACHE_BYTES` are
-    kept in a file that has no name.
+    The states are those of this rank's rows, the vectors [rows, dimensions] of all.
     """
     lengths = [len(row) for row in tokens]
-    space = _space(sum(lengths), encoder.model.config.hidden_size, encoder.device)
-    ends = np.cumsum(lengths)
-    states: list[torch.Tensor] = [torch.empty(0)] * len(tokens)
+    states = States(lengths, encoder.model.config.hidden_size, encoder.device)
     vectors = torch.zeros(len(tokens), encoder.model.config.hidden_size, device=encoder.device)
     entering: list[torch.Tensor] = []
     hook = layers_of(encoder.model)[first].register_forward_pre_hook(lambda _, given: entering.append(given[0]))
@@ -111,9 +137,7 @@ def frozen_states(
     def compute(rows: list[int]) -> None:
         entering.clear()
         vectors[rows] = encoder.pooled([tokens[row] for row in rows])
-        for at, row in enumerate(rows):
-            states[row] = space[ends[row] - lengths[row] : ends[row]]
-            states[row].copy_(entering[0][at, : lengths[row]])
+        states.keep(rows, entering[0])
 
     try:
         with torch.no_grad():

@@ -18,7 +18,7 @@ import torch
 from accrual.contract import Training
 from accrual.encoder import Encoder, batches
 from accrual.errors import TrainingFailed
-from trainer.adapter import Beginning
+from trainer.adapter import Beginning, States
 from trainer.checkpoint import Checkpoint
 from trainer.memory import Budget
 from trainer.precision import Precision, choose, computing_in
@@ -39,7 +39,7 @@ class Rows:
     """
 
     tokens: list[list[int]]
-    states: list[torch.Tensor]
+    states: States
     truth: torch.Tensor
     weights: torch.Tensor
     watched: int
@@ -167,8 +167,7 @@ class Loop:
 
     def _loss(self, rows: Sequence[int]) -> torch.Tensor:
         """The loss of some rows, summed."""
-        states = torch.nn.utils.rnn.pad_sequence([self._rows.states[i] for i in rows], batch_first=True)
-        self._begin.states = states.to(self._encoder.device)
+        self._begin.states = self._rows.states.of(rows).to(self._encoder.device)
         with computing_in(self.position.precision, self._encoder.device):
             vectors = self._encoder.pooled([self._rows.tokens[i] for i in rows])
         return weighted_loss(self._head(vectors.float()), self._rows.truth[rows], self._rows.weights[rows])
