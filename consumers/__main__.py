@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 import threading
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +24,7 @@ from accrual.kafka import TopicNames
 from accrual.lake import open_lake, open_lake_for_writing
 from accrual.lake_verify import DAMAGED, data_files, verify
 from accrual.watermark import watermark_of
+from consumers import canary_stream
 from consumers import sink as sink_loop
 from consumers.audit import audit_when_settled
 from consumers.audit_record import public_key_of, verify_record, write_record
@@ -34,7 +36,7 @@ from consumers.quality_report import render
 from consumers.recall import touched_windows
 from consumers.recompute import EARLIEST, LATEST, Scope
 from consumers.refill import refill as refill_files
-from consumers.views import show_audit, show_life, show_recall, show_refilled, show_windows
+from consumers.views import show_audit, show_canaries, show_life, show_recall, show_refilled, show_windows
 from consumers.windows import next_window
 
 app = typer.Typer(
@@ -179,6 +181,53 @@ def recall(
         typer.echo(msgspec.json.encode(found))
     else:
         show_recall(found, Console())
+
+
+@app.command(
+    epilog="Examples:  accrual canaries support-intents --into canaries --dry-run"
+    "   |   accrual canaries support-intents --into canaries   |   accrual canaries --found canaries"
+)
+def canaries(
+    stream: Annotated[str | None, typer.Argument(help="The stream whose rules are tried.", show_default=False)] = None,
+    into: Annotated[str | None, typer.Option(metavar="STREAM", help="The canary stream that they are sent to.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how many would be sent, and send nothing.")] = False,
+    found: Annotated[
+        str | None, typer.Option(metavar="STREAM", help="Instead: what became of those of this canary stream.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="For a program.")] = False,
+) -> None:
+    """Send rows that are made to break a stream's rules to its canary stream, and see whether they are found there.
+
+    They are made of the newest labeled rows, as many for each rule as `quality.canaries` of the canary stream says.
+    With --found the exit code is 1 when a rule stopped fewer of them than its `recall`.
+    """
+    config, contracts = _configured(found)
+    if found is not None:
+        with open_lake(config) as lake:
+            became = canary_stream.fates(lake, contracts[found])
+        blind = canary_stream.missed(became, contracts[found])
+        if json:
+            said = [{**msgspec.structs.asdict(fate), "recall": fate.recall} for fate in became]
+            typer.echo(msgspec.json.encode({"canaries": said, "missed": blind}))
+        else:
+            show_canaries(found, became, blind, Console())
+        if blind:
+            raise typer.Exit(1)
+        return
+    for name in (stream, into):
+        if name not in contracts:
+            raise typer.BadParameter(
+                f"say STREAM --into STREAM (or --found STREAM); there are contracts for {', '.join(contracts)}"
+            )
+    own, other = contracts[stream or ""], contracts[into or ""]
+    with open_lake(config) as lake:
+        made = canary_stream.made_for(lake, own, other)
+    counts = Counter(canary.rule for canary, _ in made) if dry_run else canary_stream.send(config, other, made)
+    if json:
+        typer.echo(msgspec.json.encode({"sent": not dry_run, "canaries": counts}))
+        return
+    for rule, count in counts.items():
+        typer.echo(f"{rule}: {count} {'would be sent' if dry_run else 'sent'} to {into}")
 
 
 def _said(scope: Scope) -> str:

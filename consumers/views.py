@@ -12,6 +12,7 @@ from rich.text import Text
 
 from accrual.commands.rows import printable
 from consumers.audit import Audit, Balance, OutcomeBalance
+from consumers.canary_stream import Fate
 from consumers.explain import Life
 from consumers.recall import TouchedWindow
 from consumers.refill import Refilled
@@ -76,6 +77,23 @@ def show_recall(found: Sequence[TouchedWindow], console: Console) -> None:
         counts = (f"{w.predictions:,}", f"{w.labels_changed:,}", f"{w.erased:,}")
         table.add_row(w.stream, str(w.window), *counts, *times, ", ".join(w.generations) or "none")
     console.print(table)
+
+
+def show_canaries(stream: str, found: Sequence[Fate], missed: Sequence[str], console: Console) -> None:
+    """Print what became of a stream's canaries."""
+    if not found:
+        console.print(
+            Text(f"The lake has no canaries of {stream}: `accrual canaries STREAM --into {stream}` sends some.")
+        )
+        return
+    table = _table(f"canaries of {stream}", ["rule", "sent", "refused", "quarantined", "waiting", "recall"])
+    for fate in found:
+        recall = "-" if fate.recall is None else f"{fate.recall:.3f}"
+        counts = (fate.sent, fate.refused, fate.quarantined, fate.sent - fate.decided)
+        table.add_row(fate.rule, *(f"{count:,}" for count in counts), recall)
+    console.print(table)
+    if missed:
+        console.print(Text(f"These let too many through: {', '.join(missed)}", style="red"))
 
 
 def show_life(life: Life, console: Console) -> None:

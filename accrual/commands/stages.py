@@ -19,6 +19,7 @@ STAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "audit": ("Recompute the join from the raw events: do the books balance?", "consumers", ("audit",)),
     "windows": ("List the sealed windows.", "consumers", ("windows",)),
     "recall": ("List sealed windows that changed since, and the models made from them.", "consumers", ("recall",)),
+    "canaries": ("Send rows that break rules, and see whether they are found.", "consumers", ("canaries",)),
     "train": ("Run the trainer: fine-tune, evaluate, gate, publish.", "trainer", ()),
     "models": ("Show what was trained: generations, verdicts, lineage, reports.", "trainer.models", ()),
 }
