@@ -6,8 +6,9 @@
 
 It starts a development broker of its own, on a core of its own, in a temporary folder; the sink gets another core. In
 each round every contender takes in the same records, from its start to the last commit, one after the other: Accrual's
-sink (SQLite catalog, local files), and `peers/parquet_writer.py`, which writes the same records to Parquet files and
-commits the offsets after: no catalog, no checks, at least once. Freshness is from the append of a record in the broker
+sink (SQLite catalog, local files); `peers/parquet_writer.py`, which writes the same records to Parquet files and
+commits the offsets after: no catalog, no checks, at least once; and Quix Streams with its Parquet file sink, at least
+once too (`--only` chooses). Freshness is from the append of a record in the broker
 to the commit it is in, of the records that came while the rate was steady. The table is in Markdown, medians over the
 rounds.
 """
@@ -36,6 +37,7 @@ from contenders import HERE, Launch
 from load import STEP, Load, produce
 from machine import machine
 from measure import Worker, cpu_seconds, peak_mib, percentile
+from peers.quix import run as quix
 
 from accrual.config import Config
 from accrual.errors import LakeUnavailable
@@ -97,11 +99,11 @@ def main() -> None:
     found: list[Figures] = []
     with tempfile.TemporaryDirectory(prefix="accrual-bench-", dir=given.folder) as folder, Arena(Path(folder)) as arena:
         for number in range(given.rounds):
-            for name, launch in (("accrual", _accrual), ("parquet-writer", _parquet_writer)):
+            for name in given.only:
                 config = arena.inputs(f"sink-{number}-{name}")
                 state = Path(folder) / f"{name}-{number}"
                 (state / "data").mkdir(parents=True)
-                found.append(_run(arena, config, name, launch(config, state), backlog, given, state))
+                found.append(_run(arena, config, name, CONTENDERS[name](config, state), backlog, given, state))
                 arena.drop_inputs(config)
                 print(found[-1], flush=True)
         layout = arena.layout
@@ -168,6 +170,13 @@ def _parquet_writer(config: Config, state: Path) -> Launch:
     group = f"{config.topics.prefix}.parquet"
     argv = [sys.executable, str(HERE / "peers" / "parquet_writer.py"), group, str(state / "data")]
     return Launch(argv, config.environment() | {"PYTHONPATH": str(HERE.parent)}, group, None)
+
+
+def _quix(config: Config, state: Path) -> Launch:
+    group, names = f"{config.topics.prefix}.quix", TopicNames(config.topics.prefix)
+    argv = [*quix.command(HERE.parent / ".accrual" / "bench", "sink.py"), "--state", str(state), "--group", group]
+    argv += ["--bootstrap", config.kafka.bootstrap_servers, "--predictions", names.predictions]
+    return Launch([*argv, "--outcomes", names.outcomes], {}, group, None)
 
 
 def _lake_offsets(config: Config) -> dict[tuple[str, int], int]:
@@ -245,10 +254,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--seconds", type=int, default=40, metavar="S", help="of the steady rate (default: %(default)s)"
     )
+    parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS), metavar="CONTENDER")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default: %(default)s")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="for the temporary files, gigabytes at full size")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every run's figures there")
     return parser.parse_args()
+
+
+CONTENDERS = {"accrual": _accrual, "parquet-writer": _parquet_writer, "quix": _quix}
 
 
 if __name__ == "__main__":

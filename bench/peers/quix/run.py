@@ -1,4 +1,4 @@
-"""Makes a virtual environment for the Quix Streams join when needed, and starts it there.
+"""Makes a virtual environment for the Quix Streams peers (a join, a sink) when needed, and starts the join there.
 
     python bench/peers/quix/run.py --bootstrap 127.0.0.1:9092 --predictions accrual.predictions \\
         --outcomes accrual.outcomes --output joined --group peer --state /tmp/peer
@@ -21,8 +21,8 @@ HERE = Path(__file__).resolve().parent
 REQUIREMENTS = HERE / "requirements.txt"
 
 
-def command(state: Path) -> list[str]:
-    """The command that runs the join; its environment is made under `state` when its requirements have changed."""
+def command(state: Path, program: str = "join.py") -> list[str]:
+    """The command that runs a peer; its environment is made under `state` when its requirements have changed."""
     folder = state / "quix-venv"
     python = folder / "bin" / "python"
     installed = folder / "requirements.txt"
@@ -31,7 +31,7 @@ def command(state: Path) -> list[str]:
         venv.create(folder, clear=True, with_pip=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", REQUIREMENTS], check=True)
         shutil.copy(REQUIREMENTS, installed)
-    return [str(python), str(HERE / "join.py")]
+    return [str(python), str(HERE / program)]
 
 
 if __name__ == "__main__":
