@@ -24,7 +24,7 @@ from consumers.canaries import Canary, hatch
 
 _MADE_OF = 1_000
 _DELIVERY_S = 30.0
-# The newest rows with an outcome; their text decides among those of one time.
+# The newest rows with an outcome.
 _ROWS = """
 select inputs, output, "values" from ground_truth where stream = ? and status = 'labeled'
 order by predicted_at desc, prediction_id limit ?
@@ -43,7 +43,7 @@ refused as (select distinct prediction_id from dropped where split_part(predicti
 held as (
     select distinct prediction_id from quarantined where stream = $1 and rule = split_part(prediction_id, '/', 2)
 ),
--- Those of a sealed window, and those of one that is held back: no canary is younger there than one that was caught.
+-- Those of sealed windows, and of one that is held back those up to the youngest that was caught.
 checked as (
     select prediction_id from sent
     where predicted_at < (select max(to_time) from windows where stream = $1)
