@@ -18,7 +18,7 @@ from tests.chaos.cluster import own_broker
 from tests.chaos.faults import KINDS, plan
 from tests.chaos.seed import run_seed
 
-SEEDS = range(int(os.environ.get("ACCRUAL_CHAOS_SEEDS", "2")))
+SEEDS = range(int(os.environ.get("ACCRUAL_CHAOS_SEEDS", "1")))
 
 
 @pytest.fixture(scope="module")

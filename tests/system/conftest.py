@@ -13,6 +13,7 @@ import pytest
 from examples.figures import Figures
 
 ROOT = Path(__file__).parents[2]
+SHORT = ("--rows", "2000", "--minutes", "0.8")
 
 
 class QuickDemo(msgspec.Struct, frozen=True):
@@ -35,11 +36,11 @@ def demo_environment(state: Path, bootstrap: str) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def quick_demo(bootstrap: str, tmp_path_factory: pytest.TempPathFactory) -> QuickDemo:
-    """`accrual demo --quick`, run once; fails when it fails."""
+    """`accrual demo --quick`, made as short as in `.ci/run`, run once; fails when it fails."""
     folder = tmp_path_factory.mktemp("demo")
     output, report = folder / "figures.json", folder / "r.html"
     done = subprocess.run(
-        [sys.executable, "-m", "examples.demo", "--quick", "--json", str(output), "--report", str(report)],
+        [sys.executable, "-m", "examples.demo", "--quick", *SHORT, "--json", str(output), "--report", str(report)],
         cwd=ROOT,
         env=demo_environment(folder / "state", bootstrap),
         capture_output=True,
