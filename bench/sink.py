@@ -39,7 +39,7 @@ from machine import machine
 from measure import Worker, cpu_seconds, peak_mib, percentile
 from peers.quix import run as quix
 
-from accrual.config import Config
+from accrual.config import Config, load_config
 from accrual.errors import LakeUnavailable
 from accrual.kafka import TopicNames
 from accrual.lake import open_lake
@@ -174,7 +174,7 @@ def _parquet_writer(config: Config, state: Path) -> Launch:
 
 def _quix(config: Config, state: Path) -> Launch:
     group, names = f"{config.topics.prefix}.quix", TopicNames(config.topics.prefix)
-    argv = [*quix.command(HERE.parent / ".accrual" / "bench", "sink.py"), "--state", str(state), "--group", group]
+    argv = [*quix.command(load_config().state_dir / "bench", "sink.py"), "--state", str(state), "--group", group]
     argv += ["--bootstrap", config.kafka.bootstrap_servers, "--predictions", names.predictions]
     return Launch([*argv, "--outcomes", names.outcomes], {}, group, None)
 

@@ -75,7 +75,7 @@ class Fate(msgspec.Struct, frozen=True):
         return (self.refused + self.quarantined) / self.decided if self.decided else None
 
 
-def made_for(lake: Lake, contract: Contract, into: Contract) -> list[tuple[Canary, bytes]]:
+def made_for(lake: Lake, contract: Contract, into: Contract) -> list[tuple[Canary, dict[str, Any]]]:
     """Canaries from the newest labeled rows of a stream, each with the output of one of them.
 
     They are of the rules that put rows into quarantine: one that only warns stops nothing.
@@ -83,28 +83,26 @@ def made_for(lake: Lake, contract: Contract, into: Contract) -> list[tuple[Canar
     Raises ConfigError when `into` does not stand for the stream, NotFound when no canary can be made.
     """
     _check_stand_in(contract, into)
-    settings = into.quality.canaries if into.quality else None
-    if settings is None:
+    quality = into.quality
+    if quality is None or quality.canaries is None:
         raise ConfigError(f"contract of {into.stream}: quality.canaries is missing; write canaries: {{rows: 25}}")
     rows = [
         {
             "inputs": contract.decode_inputs(row["inputs"].encode()),
             "values": contract.decode_values(row["values"].encode()),
-            "output": row["output"].encode(),
+            "output": msgspec.json.decode(row["output"]),
         }
         for row in lake.rows(_ROWS, [contract.stream, _MADE_OF])
     ]
-    stopping = (
-        {rule.name for rule in contract.quality.rules if rule.severity == "quarantine"} if contract.quality else ()
-    )
-    canaries = [canary for canary in hatch(contract, settings, rows) if canary.rule in stopping]
+    stopping = {rule.name for rule in quality.rules if rule.severity == "quarantine"}
+    canaries = [canary for canary in hatch(contract, quality.canaries, rows) if canary.rule in stopping]
     if not canaries:
         raise NotFound(f"{contract.stream} has {len(rows)} labeled rows to make canaries of, and none could be made")
-    random.Random(settings.seed).shuffle(canaries)  # so that a window has some of each rule
+    random.Random(quality.canaries.seed).shuffle(canaries)  # so that a window has some of each rule
     return [(canary, rows[n % len(rows)]["output"]) for n, canary in enumerate(canaries)]
 
 
-def send(config: Config, into: Contract, canaries: Sequence[tuple[Canary, bytes]]) -> Counter[str]:
+def send(config: Config, into: Contract, canaries: Sequence[tuple[Canary, Mapping[str, Any]]]) -> Counter[str]:
     """Send each as a prediction and its outcome; how many of each rule. Raises BrokerUnavailable when one got lost."""
     sending = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"
     made: Counter[str] = Counter()
@@ -112,8 +110,8 @@ def send(config: Config, into: Contract, canaries: Sequence[tuple[Canary, bytes]
         for canary, output in canaries:
             made[canary.rule] += 1
             prediction_id = f"canary/{canary.rule}/{sending}/{made[canary.rule]}"
-            said, values = msgspec.json.decode(output), msgspec.json.decode(canary.values)
-            recorder.predict(msgspec.json.decode(canary.inputs), said, model="canary", prediction_id=prediction_id)
+            inputs, values = msgspec.json.decode(canary.inputs), msgspec.json.decode(canary.values)
+            recorder.predict(inputs, output, model="canary", prediction_id=prediction_id)
             recorder.outcome(prediction_id, values, source="canary")
         recorder.flush(_DELIVERY_S)
         lost = recorder.buffered + recorder.failed + recorder.dropped

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -53,6 +53,7 @@ from accrual.kafka import (
 from streams import loop, recovery
 from streams.partition import Partition
 from streams.turn import Turn
+from tests.eventually import eventually
 
 PARTITIONS = 3
 START = datetime(2026, 3, 1, tzinfo=UTC)
@@ -175,13 +176,6 @@ def current(rows: list[GroundTruth]) -> Rows:
 
 def summary(letters: list[DeadLetter]) -> Counter[tuple[str, bytes | None]]:
     return Counter((letter.reason, letter.value) for letter in letters)
-
-
-def eventually(what: Callable[[], object], seconds: float = 60.0) -> None:
-    """Return once it holds, or after `seconds`: the assert that follows then says what is wrong."""
-    deadline = time.monotonic() + seconds
-    while not what() and time.monotonic() < deadline:
-        time.sleep(0.3)
 
 
 def assert_letters_point_at_their_records(config: Config, letters: list[DeadLetter]) -> None:

@@ -18,6 +18,7 @@ from accrual.errors import LakeUnavailable
 from accrual.kafka import create_topics
 from accrual.lake import open_lake
 from accrual.supervisor import Supervisor
+from tests.eventually import eventually
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
@@ -83,9 +84,7 @@ def test_canaries_go_the_way_of_all_events_and_are_caught(bootstrap: str, prefix
                     inputs, Distribution(label="low", probabilities={"low": 1.0}), model="tickets@0"
                 )
                 recorder.outcome(prediction_id, {"urgency": "high"})
-        until = time.monotonic() + 60
-        while time.monotonic() < until and not labeled(config):
-            time.sleep(0.5)
+        eventually(lambda: labeled(config))
         other = run(config, "tickets", "--into", "others")
         assert other.returncode == 1 and "quality.rules is not what tickets has; copy it" in other.stderr
         same = run(config, "tickets", "--into", "tickets")
@@ -97,7 +96,8 @@ def test_canaries_go_the_way_of_all_events_and_are_caught(bootstrap: str, prefix
             sent = run(config, "tickets", "--into", "tickets-canaries")
             assert sent.returncode == 0, sent.stderr
         became: dict[str, Any] = {}
-        while time.monotonic() < until + 60 and sum(f["decided"] for f in became.get("canaries", [])) < 18:
+        until = time.monotonic() + 90
+        while time.monotonic() < until and sum(f["decided"] for f in became.get("canaries", [])) < 18:
             time.sleep(0.5)
             code, became = found(config)
             assert code == 0, "what waits for its window is not missed"

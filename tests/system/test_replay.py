@@ -8,9 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,6 +23,7 @@ from accrual.errors import LakeUnavailable
 from accrual.events import GroundTruth, decode_ground_truth, encode
 from accrual.kafka import TopicNames, create_topics, partition_of, producer, read_to_end
 from accrual.lake import open_lake
+from tests.eventually import eventually
 
 PARTITIONS = 2
 START = datetime(2026, 3, 1, tzinfo=UTC)
@@ -132,13 +132,6 @@ def ground_truth(config: Config) -> list[GroundTruth]:
 
 def of(config: Config, id_: str) -> list[tuple[str, str | None, int]]:
     return [(row.status, row.label, row.revision) for row in ground_truth(config) if row.prediction_id == id_]
-
-
-def eventually(what: Callable[[], object], seconds: float = 60.0) -> None:
-    """Return once it holds, or after `seconds`: the assert that follows then says what is wrong."""
-    deadline = time.monotonic() + seconds
-    while not what() and time.monotonic() < deadline:
-        time.sleep(0.3)
 
 
 def replay(config: Config, *arguments: str) -> str:
