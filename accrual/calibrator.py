@@ -2,6 +2,8 @@
 
     softmax(logits / temperature), and where there are curves each class's probability through its own, summing to 1
 
+Where each class stands by itself (several labels, a score) it is 1 / (1 + exp(-logit / temperature)), and nothing sums.
+
 It is plain numbers and numpy, since every service applies it to every prediction.
 """
 
@@ -14,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accrual.scores import SMALLEST
+
+_LARGEST = 500.0  # of a logit: the exponential of more is no double
 
 Method = Literal["none", "temperature", "platt", "beta", "isotonic"]
 
@@ -51,13 +55,15 @@ class Calibrator(msgspec.Struct, frozen=True):
     """How a model's logits become probabilities.
 
     `temperature`: logits are divided by it (Guo et al. 2017, arXiv:1706.04599). `curves`: none, one for the second of
-    two classes, or one for each of more. `rows` is how many it was fitted on.
+    two classes, or one for each of more. `each`: every class stands by itself, with a curve of its own. `rows` is how
+    many it was fitted on.
     """
 
     method: Method = "temperature"
     temperature: float = 1.0
     curves: list[Sigmoid | Steps] = []
     rows: int = 0
+    each: bool = False
 
     @property
     def description(self) -> str:
@@ -68,10 +74,12 @@ class Calibrator(msgspec.Struct, frozen=True):
         return f"{curve}temperature {self.temperature}, fitted on {self.rows} rows later than those it was trained on"
 
     def probabilities(self, logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """[rows, classes] of logits [rows, classes]; each row sums to 1."""
-        said = softmax(logits, self.temperature)
+        """[rows, classes] of logits [rows, classes]; each row sums to 1, unless `each`."""
+        said = uncurved(logits, self.temperature, self.each)
         if not self.curves:
             return said
+        if self.each:
+            return np.column_stack([curve(column) for curve, column in zip(self.curves, said.T, strict=True)])
         if said.shape[1] == 2:
             second = self.curves[0](said[:, 1])
             return np.column_stack([1 - second, second])
@@ -80,8 +88,10 @@ class Calibrator(msgspec.Struct, frozen=True):
         return np.asarray(meant / meant.sum(axis=1, keepdims=True), dtype=np.float64)
 
 
-def softmax(logits: NDArray[np.floating[Any]], temperature: float) -> NDArray[np.float64]:
-    """Probabilities of logits [rows, classes] at a temperature."""
+def uncurved(logits: NDArray[np.floating[Any]], temperature: float, each: bool) -> NDArray[np.float64]:
+    """Probabilities of logits [rows, classes] at a temperature, `each` by itself or one of all."""
     scaled = logits.astype(np.float64) / temperature
+    if each:
+        return np.asarray(1 / (1 + np.exp(-np.clip(scaled, -_LARGEST, _LARGEST))), dtype=np.float64)
     raised = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     return np.asarray(raised / raised.sum(axis=1, keepdims=True), dtype=np.float64)

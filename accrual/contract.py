@@ -20,6 +20,7 @@ import yaml
 from accrual.errors import ContractError, Rejected
 from accrual.expression import Node, evaluator, label_text, parse
 from accrual.label_rule import Label, inconsistencies, summand
+from accrual.output import Output, output_mistakes
 from accrual.quality_rules import Quality, mistakes
 from accrual.training_policy import Control, Triggers, control_mistakes, trigger_mistakes
 
@@ -32,6 +33,9 @@ PSEUDONYM_LENGTH = 41
 _DURATION = re.compile(r"(\d+)(ms|s|m|h|d|y)")
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "y": 365 * 86400.0}
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
+Text = str | tuple[str, str]
+"""What a model reads of a row: a text, or a pair of them."""
+Pair = Literal["difference", "comparison"]
 _TYPES: dict[str, Any] = {"string": str, "number": float, "integer": int, "boolean": bool}
 
 
@@ -76,18 +80,6 @@ class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         kind = _TYPES[self.type]
         checked = Annotated[kind, msgspec.Meta(**bounds)] if bounds else kind
         return checked | None if self.optional else checked
-
-
-class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the model says: a distribution over `classes`.
-
-    `open`: labels outside `classes` may turn up, and become classes of later generations.
-    `prior`: for generation 0 of a stream whose label names say nothing: the class shares it starts from.
-    """
-
-    classes: list[str]
-    open: bool = False
-    prior: dict[str, float] | None = None
 
 
 class Outcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -136,6 +128,7 @@ class EarlyStopping(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a challenger is made. `template` renders the inputs to text: `{field}` is replaced by its value.
 
+    `second_template`: for a row that is a pair of texts, the second one: two to choose from, or to compare.
     `maturity`: the share of the labels to come that must be there before a window is sealed, by the measured delays;
     1 waits for the horizon. `calibration`: the method, or `auto` for the one that rows held out speak for.
     `held_out`: the share of all rows that no generation learns from, so that all can be compared on them.
@@ -147,6 +140,7 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     template: str
+    second_template: str | None = None
     window_rows: int = 1000
     maturity: float = 1.0
     held_out: float = 0.05
@@ -304,8 +298,8 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
                 what = "label.expression" if self.label.field is None else f"values.{self.label.field}"
                 raise Rejected("invalid_values", f"{what} is '{text}'; label.map knows {sorted(self.label.map)}")
             text = self.label.map[text]
-        if not self.output.open and text not in self.output.classes:
-            raise Rejected("invalid_values", f"label '{text}' is not one of output.classes and output.open is false")
+        if not self.output.accepts(text):
+            raise Rejected("invalid_values", f"label '{text}' {self.output.refusal}")
         return text
 
     @cached_property
@@ -340,9 +334,20 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
         """The type of each outcome value by its name."""
         return {name: field.type for name, field in self.outcome.values.items()}
 
-    def render(self, inputs: Mapping[str, Any]) -> str:
-        """The text a model reads: the template with each `{field}` replaced; what is missing says `unknown`."""
-        return _PLACEHOLDER.sub(lambda m: _as_text(inputs.get(m[1])), self.training.template)
+    def render(self, inputs: Mapping[str, Any]) -> Text:
+        """What a model reads: the template with each `{field}` replaced; what is missing says `unknown`.
+
+        A pair where there is a second template.
+        """
+        first, second = self.training.template, self.training.second_template
+        return _filled(first, inputs) if second is None else (_filled(first, inputs), _filled(second, inputs))
+
+    @property
+    def pair(self) -> Pair | None:
+        """How a row's two texts become one vector; None where a row has one text."""
+        if self.training.second_template is None:
+            return None
+        return "difference" if self.output.task == "ranking" else "comparison"
 
     def slices_of(self, inputs: Mapping[str, Any]) -> tuple[str, ...]:
         """The names of the gate's slices that a row is in, one for each of their fields: `grade=C`."""
@@ -425,10 +430,8 @@ def _inconsistencies(contract: Contract) -> list[tuple[str, str]]:
     found += _unhidable("inputs", contract.inputs) + _unhidable("outcome.values", contract.outcome.values)
     if contract.join is not None and contract.late == "revise":
         found.append(("late", "`revise` needs the prediction's id: with `join` the horizon says whose an outcome is"))
-    classes = contract.output.classes
-    if len(set(classes)) < len(classes) or len(classes) < 2:
-        found.append(("output.classes", "name at least two classes, each once"))
-    found += inconsistencies(contract.label, contract.field_types, classes, contract.output.open)
+    found += output_mistakes(contract.output)
+    found += inconsistencies(contract.label, contract.field_types, contract.output)
     if not found:
         found += [
             (f"outcome.values.{name}.was", "the label comes from it: it keeps its name, since the audit reads by it")
@@ -440,31 +443,13 @@ def _inconsistencies(contract: Contract) -> list[tuple[str, str]]:
             for name in contract.label_fields
             if contract.outcome.values[name].pii
         ]
-    if contract.on_expiry != CENSORED and contract.on_expiry not in classes:
-        found.append(("on_expiry", f"'{contract.on_expiry}' is neither `censored` nor one of output.classes"))
-    prior = contract.output.prior
-    if prior is not None and (
-        set(prior) != set(classes) or abs(sum(prior.values()) - 1) > 1e-6 or min(prior.values()) <= 0
-    ):
-        found.append(("output.prior", "give every class a positive share; shares sum to 1"))
-    placeholders = _PLACEHOLDER.findall(contract.training.template)
-    found += [
-        ("training.template", f"{{{name}}} is not one of inputs ({', '.join(contract.inputs)})")
-        for name in placeholders
-        if name not in contract.inputs
-    ]
-    if not placeholders:
-        found.append(
-            (
-                "training.template",
-                "names no input; write e.g. '{" + next(iter(contract.inputs), "text") + "}'",
-            )
-        )
+    if contract.on_expiry != CENSORED and not contract.output.accepts(contract.on_expiry):
+        found.append(("on_expiry", f"'{contract.on_expiry}' is not `censored` and {contract.output.refusal}"))
     if contract.quality is not None:
-        found += mistakes(contract.quality, contract.input_types, contract.field_types, classes)
+        found += mistakes(contract.quality, contract.input_types, contract.field_types, contract.output.classes)
     training, gate = contract.training, contract.gate
     stopping = training.early_stopping
-    found += _training_mistakes(contract, placeholders)
+    found += _template_mistakes(contract) + _training_mistakes(contract)
     bounds: list[tuple[str, bool, str]] = [
         ("training.window_rows", training.window_rows >= 10, "must be at least 10"),
         ("training.maturity", 0.5 <= training.maturity <= 1, "is a share of the labels to come: 0.5 to 1"),
@@ -503,9 +488,32 @@ def _inconsistencies(contract: Contract) -> list[tuple[str, str]]:
     return found + [(field, problem) for field, fine, problem in bounds if not fine]
 
 
-def _training_mistakes(contract: Contract, in_template: list[str]) -> list[tuple[str, str]]:
+def _template_mistakes(contract: Contract) -> list[tuple[str, str]]:
+    """What a model reads."""
+    found: list[tuple[str, str]] = []
+    for name in ("template", "second_template"):
+        template = getattr(contract.training, name)
+        placeholders = _PLACEHOLDER.findall(template or "")
+        found += [
+            (f"training.{name}", f"{{{field}}} is not one of inputs ({', '.join(contract.inputs)})")
+            for field in placeholders
+            if field not in contract.inputs
+        ]
+        if template is not None and not placeholders:
+            example = next(iter(contract.inputs), "text")
+            found.append((f"training.{name}", f"names no input; write e.g. '{{{example}}}'"))
+    is_pair, task = contract.training.second_template is not None, contract.output.task
+    if task == "ranking" and not is_pair:
+        found.append(("training.second_template", "a ranking chooses between two texts: add the second one"))
+    if is_pair and task not in ("ranking", "score"):
+        found.append(("training.second_template", f"a {task} reads one text: put the second into training.template"))
+    return found
+
+
+def _training_mistakes(contract: Contract) -> list[tuple[str, str]]:
     """Which rows are learned from, and when."""
     training, inputs = contract.training, contract.input_types
+    in_template = _PLACEHOLDER.findall(f"{training.template} {training.second_template}")
     found = trigger_mistakes(training.triggers, inputs, contract.quality is not None)
     for name in ("every", "cooldown"):
         duration = getattr(training.triggers, name)
@@ -517,6 +525,14 @@ def _training_mistakes(contract: Contract, in_template: list[str]) -> list[tuple
         found += control_mistakes(training.control, inputs, in_template)
     if training.replay_by == "slice" and not (contract.quality and contract.quality.slices):
         found.append(("training.replay_by", "`slice` draws by the inputs in quality.slices: name some there"))
+    if contract.output.each:
+        found += [
+            (f"training.{name}", f"`{getattr(training, name)}` needs one class a row; output.task is not that")
+            for name, only in (("balance", "none"), ("prefer", "newest"))
+            if getattr(training, name) != only
+        ]
+        if training.replay_by == "label":
+            found.append(("training.replay_by", "`label` needs one class a row; output.task is not that"))
     if training.cohort == "ipw" and training.prefer == "uncertain":
         found.append(("training.prefer", "`uncertain` with `cohort: ipw`: its weights need a sample drawn at random"))
     return found
@@ -610,6 +626,15 @@ def _by_name_of_today(read: dict[str, Any], fields: Mapping[str, Field], reason:
         if read[name] is None and not field.optional:
             raise Rejected(reason, f"{where}: Object missing required field `{name}`")
     return read
+
+
+def shown(text: Text) -> str:
+    """A row's text, for people: the two of a pair in one line."""
+    return text if isinstance(text, str) else " | ".join(text)
+
+
+def _filled(template: str, inputs: Mapping[str, Any]) -> str:
+    return _PLACEHOLDER.sub(lambda m: _as_text(inputs.get(m[1])), template)
 
 
 def _as_text(value: Any) -> str:

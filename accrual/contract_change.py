@@ -25,6 +25,8 @@ def breaking_changes(old: Contract, new: Contract) -> list[str]:
         found.append(f"output.classes: {', '.join(gone)} removed: rows of before have this label")
     if old.output.open and not new.output.open:
         found.append("output.open: labels outside the classes were allowed, and are in rows of before")
+    if old.output.task != new.output.task:
+        found.append("output.task: changed: outputs and labels of before are of another kind; begin a new stream")
     for name in _LABELING:
         if getattr(old, name) != getattr(new, name):
             found.append(

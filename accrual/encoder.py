@@ -1,5 +1,13 @@
 """The encoder: a frozen base model, with or without an adapter, that turns texts into vectors of length one.
 
+A row that is a pair of texts has one vector too, of their vectors u and v:
+
+    difference   u - v: a linear map of it is how much more the first is worth than the second, as Bradley and Terry
+                 (1952, "Rank analysis of incomplete block designs", Biometrika 39) compare strengths; its bias is
+                 what being first is worth
+    comparison   |u - v| and u * v: how unlike they are and how alike, by dimension, and the same in either order
+                 (after Reimers and Gurevych 2019, "Sentence-BERT", arXiv:1908.10084)
+
 Rows are sorted by length and packed into batches of about `BATCH_TOKENS` tokens: on a CPU padding is work, and short
 texts in big batches fall out of the caches. Importing this module brings torch.
 """
@@ -18,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from accrual.bundle import sha256_of
+from accrual.contract import Pair, Text
 from accrual.errors import BundleError, ConfigError
 
 BATCH_TOKENS = 1024  # measured on two cores: 1024 gives 733 rows/s, 2048 711, 4096 450
@@ -27,12 +36,16 @@ _LONGEST_TOKEN = 64  # characters; a text is cut to what can matter before it is
 
 
 class Encoder:
-    """Texts in, unit vectors out: mean of the last layer's states over the tokens, divided by its length."""
+    """Texts in, unit vectors out: mean of the last layer's states over the tokens, divided by its length.
 
-    def __init__(self, model: Any, tokenizer: Any, max_tokens: int) -> None:
+    `pair`: rows are pairs of texts, and how their vectors become one.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, max_tokens: int, pair: Pair | None = None) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
+        self.pair = pair
         self.tokenize(["a"])  # the tokenizer takes its truncation from the first call, and must not from two threads
 
     @classmethod
@@ -43,6 +56,7 @@ class Encoder:
         tokenizer: Path | None = None,
         adapter: Path | None = None,
         quantize: Literal["4bit", "8bit"] | None = None,
+        pair: Pair | None = None,
     ) -> Encoder:
         """Load the base from its folder, and merge the adapter into this copy of it (that is faster; nothing is kept).
 
@@ -65,13 +79,41 @@ class Encoder:
                 model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
         except (OSError, ValueError, RuntimeError, KeyError) as exc:
             raise BundleError(f"the model cannot be loaded from {base} and {adapter or tokenizer}: {exc}") from exc
-        return cls(model.eval().requires_grad_(False), words, max_tokens)
+        return cls(model.eval().requires_grad_(False), words, max_tokens, pair)
 
     @property
     def device(self) -> torch.device:
         """Where the model is computed."""
         device: torch.device = self.model.device
         return device
+
+    @property
+    def texts_a_row(self) -> int:
+        """One, or two where rows are pairs."""
+        return 1 if self.pair is None else 2
+
+    @property
+    def dimensions(self) -> int:
+        """Of a row's vector."""
+        width: int = self.model.config.hidden_size
+        return 2 * width if self.pair == "comparison" else width
+
+    def texts_of(self, rows: Sequence[Text]) -> list[str]:
+        """The texts of all rows, one behind the other."""
+        return [text for row in rows for text in ((row,) if isinstance(row, str) else row)]
+
+    def vectors(self, rows: Sequence[Text]) -> NDArray[np.float32]:
+        """One vector for each row, [rows, dimensions]."""
+        return self.joined(torch.from_numpy(self.embed(self.texts_of(rows)))).numpy()
+
+    def joined(self, vectors: torch.Tensor) -> torch.Tensor:
+        """The rows' vectors [rows, dimensions], of those of their texts, which stand one behind the other."""
+        if self.pair is None:
+            return vectors
+        first, second = vectors[0::2], vectors[1::2]
+        if self.pair == "difference":
+            return first - second
+        return torch.cat([(first - second).abs(), first * second], dim=1)
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """One vector of length one for each text, [texts, dimensions]."""

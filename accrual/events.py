@@ -92,9 +92,14 @@ class Tick(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     at: Time
 
 
-class Distribution(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A model's output: the probability of each class, and the likeliest."""
+class Distribution(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
+    """A model's output: the probability of each class, and the likeliest.
 
+    `task` is the contract's, where classes stand by themselves: of `multilabel`, `label` names those of probability
+    1/2 and above, joined by commas; of `score`, whose one class is `score`, it is that number.
+    """
+
+    task: Literal["classification", "multilabel", "score"] = "classification"
     label: str
     probabilities: dict[str, Annotated[float, msgspec.Meta(ge=0, le=1)]]
 

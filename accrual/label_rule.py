@@ -6,7 +6,7 @@ What it means for the outcomes of one prediction is in docs/contract.md; the joi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Literal
 
@@ -14,6 +14,7 @@ import msgspec
 
 from accrual.errors import ContractError, Rejected
 from accrual.expression import half_away, outcomes_of, parse
+from accrual.output import Output
 
 LARGEST_SUMMAND = 1e15
 """Sums are exact, in millionths; what is added must be no larger than this."""
@@ -69,9 +70,7 @@ def summand(label: Label, text: str) -> str:
     return text
 
 
-def inconsistencies(
-    label: Label, fields: Mapping[str, str], classes: Sequence[str], classes_are_open: bool
-) -> list[tuple[str, str]]:
+def inconsistencies(label: Label, fields: Mapping[str, str], output: Output) -> list[tuple[str, str]]:
     """What is wrong with a rule over `fields` (name → type), as (contract field, problem and fix)."""
     if (label.field is None) == (label.expression is None):
         return [("label", "give exactly one of field (an outcome value) and expression (computed from them)")]
@@ -91,19 +90,19 @@ def inconsistencies(
             return [(where, "is always None; one branch must give a label")]
         kind = tree.type
         # A text that is written there must be known; what comes from a field is seen when an outcome comes.
-        of, known = ("output.classes", classes) if label.map is None else ("label.map", label.map)
-        found += [
-            (where, f"'{end.value}' is not one of {of}; add it there")
-            for end in outcomes_of(tree)
-            if end.op == "constant" and end.type == "string" and end.value not in known
-            if label.map is not None or not classes_are_open
-        ]
+        said = [str(end.value) for end in outcomes_of(tree) if end.op == "constant" and end.type == "string"]
+        if label.map is None:
+            found += [(where, f"'{text}' {output.refusal}") for text in said if not output.accepts(text)]
+        else:
+            found += [
+                (where, f"'{text}' is not one of label.map; add it there") for text in said if text not in label.map
+            ]
     named = [("label.map", label.map.values() if label.map else ()), ("label.thresholds", label.thresholds or ())]
     found += [
-        (field, f"'{value}' is not one of output.classes; add it there or set output.open: true")
+        (field, f"'{value}' {output.refusal}")
         for field, values in named
         for value in values
-        if value not in classes and not classes_are_open
+        if not output.accepts(value)
     ]
     floors = list((label.thresholds or {}).values())
     if not all(floor == -math.inf or abs(floor) <= LARGEST_SUMMAND for floor in floors):
@@ -112,6 +111,7 @@ def inconsistencies(
     is_sum = label.take == "sum"
     rules: list[tuple[str, bool, str]] = [
         (where, not is_sum or kind in ("number", "integer"), f"is a {kind}; `take: sum` adds numbers"),
+        ("label.take", not (is_sum and output.task == "score"), "`sum` gives one of some labels; a score has none"),
         ("label.map", not (is_sum and label.map), "has no use with `take: sum`: label.thresholds names the labels"),
         ("label.thresholds", is_sum or label.thresholds is None, "needs `take: sum`"),
         ("label.thresholds", not is_sum or bool(floors), "`take: sum` needs it: label → the least sum that has it"),

@@ -137,6 +137,7 @@ TABLES: dict[str, pa.Schema] = {
             ("ece", pa.float64()),
             ("coverage", pa.float64()),
             ("calibration_error", pa.float64()),
+            ("rank_correlation", pa.float64()),
             ("intervals", pa.string()),
             ("reliability", pa.string()),
             ("slices", pa.string()),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 QUESTIONS: dict[str, str] = {
-    # `coverage`: the share of a model's captured predictions that have a label. `brier`: as in accrual/scores.py.
+    # `coverage`: the share of a model's captured predictions that have a label. `accuracy`, `brier`: as in
+    # accrual/scores.py; `each` has the distances of the classes where each of them stands by itself.
     "accuracy_by_version": """
         with captured as (
             select stream, model, count(distinct prediction_id) as predictions from predictions group by all
@@ -11,22 +12,41 @@ QUESTIONS: dict[str, str] = {
         judged as (
             select stream, model, predicted_at, label, output->>'label' as said,
                 coalesce((output->'probabilities'->>label)::double, 0) as of_label,
-                list_sum(list_transform((output->'$.probabilities.*')::double[], lambda p: p * p)) as squares
+                list_sum(list_transform((output->'$.probabilities.*')::double[], lambda p: p * p)) as squares,
+                case output->>'task'
+                    when 'score' then [(output->'probabilities'->>'score')::double - try_cast(label as double)]
+                    when 'multilabel' then list_transform(
+                        map_entries((output->'probabilities')::map(varchar, double)),
+                        lambda entry: entry.value - list_contains(string_split(label, ','), entry.key)::int)
+                end as each
             from ground_truth where label is not null
         )
         select stream, model, any_value(predictions) as predictions, count(label) as labeled,
-            labeled / any_value(predictions) as coverage, avg((said = label)::int) as accuracy,
-            avg(squares - 2 * of_label + 1) as brier,
+            labeled / any_value(predictions) as coverage,
+            avg(case when each is null then said = label
+                when len(each) = 1 and try_cast(label as double) is not null
+                    then (said::double >= 0.5) = (label::double >= 0.5)
+                else list_sort(string_split(said, ',')) = list_sort(string_split(label, ',')) end::int) as accuracy,
+            avg(coalesce(2 * list_avg(list_transform(each, lambda d: d * d)), squares - 2 * of_label + 1)) as brier,
             min(predicted_at) as first_prediction, max(predicted_at) as last_prediction
         from captured left join judged using (stream, model) group by all order by all
     """,
     # Reliability of the likeliest class: of the predictions that were so sure, how many were right? Fifteen bins of
     # equal width (Guo et al. 2017); `ece` is the version's expected calibration error, the same in each of its rows.
+    # Where each class stands by itself, every class of every row is a question, and `accuracy` how often it was there.
     "calibration_by_version": """
         with judged as (
             select stream, model, (output->'probabilities'->>(output->>'label'))::double as confidence,
-                (output->>'label' = label)::int as hit
-            from ground_truth where label is not null
+                (output->>'label' = label)::double as hit
+            from ground_truth where label is not null and output->>'task' is null
+            union all
+            select stream, model, said.value, case when task = 'score' then try_cast(label as double)
+                else list_contains(string_split(label, ','), said.key)::double end
+            from (
+                select stream, model, label, output->>'task' as task,
+                    unnest(map_entries((output->'probabilities')::map(varchar, double))) as said
+                from ground_truth where label is not null and output->>'task' is not null
+            )
         ),
         bins as (
             select stream, model, least(floor(confidence * 15), 14)::int as bin, count(*) as labeled,
@@ -77,13 +97,16 @@ QUESTIONS: dict[str, str] = {
     # Population stability index of a day's classes against those of the stream's first sealed window:
     #     sum over classes of (now - before) * ln(now / before), of shares,
     # with half a row added to each class on both sides, since one that is missing would make it infinite. `what` is
-    # `label` or `prediction`, the class that the model said. Days of few rows are noise.
+    # `label` or `prediction`, the class that the model said; of scores, their tenth. Days of few rows are noise.
     "drift": """
         with first_window as (select stream, from_time, to_time from windows where "window" = 1),
         said as (
-            select stream, day, predicted_at, 'label' as what, label as class from ground_truth where label is not null
+            select stream, day, predicted_at, 'label' as what,
+                if(output->>'task' = 'score', left(label, 3), label) as class
+            from ground_truth where label is not null
             union all
-            select stream, day, any_value(predicted_at), 'prediction', any_value(output->>'label')
+            select stream, day, any_value(predicted_at), 'prediction',
+                any_value(if(output->>'task' = 'score', left(output->>'label', 3), output->>'label'))
             from predictions group by stream, day, prediction_id
         ),
         before as (

@@ -114,10 +114,11 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, tag="run", tag_field="type"
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True, tag="evaluation", tag_field="type"):
     """One model scored on one sealed window that neither it nor its rivals were trained on.
 
-    `auroc` only for two classes. `coverage` is the share of the window's predictions that have a label.
-    `calibration_error` is the debiased one of accrual.scores; `intervals` has the 95% confidence interval, low and
-    high, of `accuracy`, `brier`, `log_loss` and `ece`; `reliability` is the curve. `e_value` and `verdict` only for a
-    challenger: the evidence so far that it beats the champion, and what the gate made of it.
+    `auroc` only for two classes, `rank_correlation` (Spearman's, with the labels) only for a score. `coverage` is the
+    share of the window's predictions that have a label. `calibration_error` is the debiased one of accrual.scores;
+    `intervals` has the 95% confidence interval, low and high, of `accuracy`, `brier`, `log_loss` and `ece`;
+    `reliability` is the curve. `e_value` and `verdict` only for a challenger: the evidence so far that it beats the
+    champion, and what the gate made of it.
     """
 
     v: int = VERSION
@@ -134,6 +135,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True, tag="evaluation", ta
     ece: float
     coverage: float
     calibration_error: float | None = None
+    rank_correlation: float | None = None
     intervals: dict[str, tuple[float, float]] = {}
     reliability: list[Bin] = []
     slices: list[SliceScores] = []

@@ -1,6 +1,6 @@
 """The predictor: a bundle, loaded. Services and the trainer's judge use this same class, so what was judged is served.
 
-    encoder -> mean of the states, length one -> weight @ e + bias -> calibrator
+    encoder -> mean of the states, length one; of a pair, both as one -> weight @ e + bias -> calibrator
 
 A bundle without `weight` is a constant model: it says the same of every row, and needs neither base nor torch.
 """
@@ -19,9 +19,10 @@ from safetensors.numpy import load_file
 from accrual.bundle import Manifest, verify_bundle
 from accrual.calibrator import Calibrator
 from accrual.config import Config
-from accrual.contract import Contract, load_contract
+from accrual.contract import Contract, Text, load_contract
 from accrual.errors import BundleError
 from accrual.events import Distribution
+from accrual.output import SEPARATOR
 
 if TYPE_CHECKING:
     from accrual.encoder import Encoder
@@ -77,25 +78,36 @@ class Predictor:
 
     def predict(self, inputs: Sequence[Mapping[str, Any]]) -> list[Distribution]:
         """One distribution for each row of inputs, probabilities rounded to `DIGITS` digits."""
-        table = self.probabilities([self.contract.render(row) for row in inputs])
+        task = self.contract.output.task
         return [
             Distribution(
-                label=self.classes[int(row.argmax())],
-                probabilities=dict(zip(self.classes, np.round(row, DIGITS).tolist(), strict=True)),
+                task="classification" if task == "ranking" else task,
+                label=self.label_of(row),
+                probabilities=dict(zip(self.classes, row.tolist(), strict=True)),
             )
-            for row in table
+            for row in np.round(self.probabilities([self.contract.render(row) for row in inputs]), DIGITS)
         ]
 
-    def vectors(self, texts: Sequence[str]) -> NDArray[np.float32] | None:
-        """The encoder's vectors, [texts, dimensions], each of length one; None for a constant model."""
-        return None if self._encoder is None else self._encoder.embed(texts)
+    def label_of(self, row: NDArray[np.float64]) -> str:
+        """What the probabilities [classes] of a row say: the likeliest class, those of 1/2 and above, or the score."""
+        match self.contract.output.task:
+            case "score":
+                return str(float(row[0]))
+            case "multilabel":
+                return SEPARATOR.join(name for name, p in zip(self.classes, row, strict=True) if p >= 0.5)
+            case _:
+                return self.classes[int(row.argmax())]
 
-    def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """[texts, classes], as computed; each row sums to 1."""
+    def vectors(self, texts: Sequence[Text]) -> NDArray[np.float32] | None:
+        """The rows' vectors, [texts, dimensions]; None for a constant model."""
+        return None if self._encoder is None else self._encoder.vectors(texts)
+
+    def probabilities(self, texts: Sequence[Text]) -> NDArray[np.float64]:
+        """[texts, classes], as computed; each row sums to 1, unless each class stands by itself."""
         if self._encoder is None or self.weight is None:
             logits = np.tile(self.bias, (len(texts), 1))
         else:
-            logits = self._encoder.embed(texts) @ self.weight.T + self.bias
+            logits = self._encoder.vectors(texts) @ self.weight.T + self.bias
         return self.calibrator.probabilities(logits)
 
 
@@ -110,5 +122,9 @@ def _encoder(folder: Path, manifest: Manifest, contract: Contract, config: Confi
         )
     adapter = folder / "adapter"
     return Encoder.load(
-        where, contract.training.max_tokens, folder / "tokenizer", adapter if adapter.is_dir() else None
+        where,
+        contract.training.max_tokens,
+        folder / "tokenizer",
+        adapter if adapter.is_dir() else None,
+        pair=contract.pair,
     )

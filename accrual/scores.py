@@ -1,8 +1,12 @@
 """How good probabilities are: the figures that the trainer, the monitor and reports share.
 
-All take `probabilities` [rows, classes], each row summing to 1, and `truth` [rows]: the index of the row's label among
-the classes, or `OUTSIDE` for a label that is none of the model's classes. Such a label had probability 0: it can never
-be right, and it costs what a probability of 0 costs.
+All take `probabilities` [rows, classes] and what was true, which `truth_of` makes of labels:
+
+- where a row has one class, each row of probabilities sums to 1 and `truth` [rows] is the index of its label among the
+  classes, or `OUTSIDE` for a label that is none of the model's. Such a label had probability 0: it can never be right,
+  and it costs what a probability of 0 costs;
+- where each class stands by itself (several labels, a score), `truth` [rows, classes] is what each should have been, 0
+  to 1. Every class of every row is then a question of two answers, and a row's figure is the mean over its questions.
 """
 
 from __future__ import annotations
@@ -15,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accrual.ledger import Bin
+from accrual.output import Output
 
 Floats = NDArray[np.floating[Any]]
-Indices = NDArray[np.integer[Any]]
+Truth = NDArray[np.integer[Any]] | Floats
 
 OUTSIDE = -1
 BINS = 15
@@ -33,34 +38,66 @@ def indices_of(labels: Sequence[str], classes: Sequence[str]) -> NDArray[np.int6
     return np.array([place.get(label, OUTSIDE) for label in labels], dtype=np.int64)
 
 
-def brier_per_row(probabilities: Floats, truth: Indices) -> NDArray[np.float64]:
+def truth_of(output: Output, labels: Sequence[str], classes: Sequence[str]) -> NDArray[np.int64] | NDArray[np.float64]:
+    """What is true of rows with these labels, for a model of these classes: [rows] or [rows, classes], see above.
+
+    A name in a label of several that is none of the classes is left out.
+    """
+    if output.task == "score":
+        return np.array([[float(label)] for label in labels], dtype=np.float64).reshape(len(labels), 1)
+    if output.task != "multilabel":
+        return indices_of(labels, classes)
+    named = [set(output.names_in(label)) for label in labels]
+    return np.array([[float(name in names) for name in classes] for names in named]).reshape(len(labels), len(classes))
+
+
+def brier_per_row(probabilities: Floats, truth: Truth) -> NDArray[np.float64]:
     """Each row's Brier score (1950), in its original form for any number of classes: sum over classes of (p - y)^2.
 
-    0 (certain and right) to 2 (certain and wrong). A label outside the classes adds its own term, (0 - 1)^2.
+    0 (certain and right) to 2 (certain and wrong). A label outside the classes adds its own term, (0 - 1)^2. Where each
+    class stands by itself it is the mean over the classes of 2 (p - y)^2: each is a question of two answers.
     """
     p = np.asarray(probabilities, dtype=np.float64)
+    if truth.ndim == 2:
+        return np.asarray(2 * np.square(p - truth).mean(axis=1), dtype=np.float64)
     return np.asarray((p**2).sum(axis=1) - 2 * _of_truth(p, truth) + 1.0, dtype=np.float64)
 
 
-def brier(probabilities: Floats, truth: Indices) -> float:
+def brier(probabilities: Floats, truth: Truth) -> float:
     """The mean Brier score."""
     return float(brier_per_row(probabilities, truth).mean())
 
 
-def log_loss_per_row(probabilities: Floats, truth: Indices) -> NDArray[np.float64]:
-    """Each row's -ln(probability of the label), probabilities below `SMALLEST` counting as that."""
+def log_loss_per_row(probabilities: Floats, truth: Truth) -> NDArray[np.float64]:
+    """Each row's -ln(probability of the label), probabilities below `SMALLEST` counting as that.
+
+    Where each class stands by itself the mean of -y ln p - (1 - y) ln(1 - p).
+    """
     p = np.asarray(probabilities, dtype=np.float64)
+    if truth.ndim == 2:
+        inside = np.clip(p, SMALLEST, 1 - SMALLEST)
+        return np.asarray(-(truth * np.log(inside) + (1 - truth) * np.log1p(-inside)).mean(axis=1), dtype=np.float64)
     return np.asarray(-np.log(np.maximum(_of_truth(p, truth), SMALLEST)), dtype=np.float64)
 
 
-def log_loss(probabilities: Floats, truth: Indices) -> float:
+def log_loss(probabilities: Floats, truth: Truth) -> float:
     """The mean log-loss."""
     return float(log_loss_per_row(probabilities, truth).mean())
 
 
-def accuracy(probabilities: Floats, truth: Indices) -> float:
-    """Share of rows whose likeliest class is the label."""
-    return float((np.argmax(probabilities, axis=1) == truth).mean())
+def accuracy(probabilities: Floats, truth: Truth) -> float:
+    """Share of rows whose likeliest class is the label.
+
+    Where each class stands by itself, of rows with all of them on the right side of 1/2.
+    """
+    return float(_hits(probabilities, truth).mean())
+
+
+def rank_correlation(said: Floats, was: Floats) -> float | None:
+    """Spearman's rank correlation (1904), ties sharing their ranks. None where one of the two never changes."""
+    if len(said) < 2 or np.ptp(said) == 0 or np.ptp(was) == 0:
+        return None
+    return float(np.corrcoef(_ranks(said), _ranks(was))[0, 1])
 
 
 def auroc(positive: Floats, is_positive: NDArray[np.bool_]) -> float | None:
@@ -72,16 +109,15 @@ def auroc(positive: Floats, is_positive: NDArray[np.bool_]) -> float | None:
     zeros = len(is_positive) - ones
     if ones == 0 or zeros == 0:
         return None
-    _, where, counts = np.unique(positive, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[where]
-    return float((ranks[is_positive].sum() - ones * (ones + 1) / 2) / (ones * zeros))
+    return float((_ranks(positive)[is_positive].sum() - ones * (ones + 1) / 2) / (ones * zeros))
 
 
-def ece(probabilities: Floats, truth: Indices) -> float:
+def ece(probabilities: Floats, truth: Truth) -> float:
     """Expected calibration error (Naeini et al. 2015; Guo et al. 2017), in `BINS` bins of equal width.
 
     With more than two classes: of the likeliest class, its probability against how often it is right. With two: of the
     second class, the one that a two-class contract names as the event, its probability against how often it happens.
+    Where each class stands by itself: of all classes of all rows, the probability against how often it is there.
     Chance alone makes it greater than 0, the more so the fewer the rows: models on different rows compare by
     `calibration_error`.
     """
@@ -89,7 +125,7 @@ def ece(probabilities: Floats, truth: Indices) -> float:
     return _gap(_equal_widths(said), said - happened)
 
 
-def calibration_error(probabilities: Floats, truth: Indices) -> float:
+def calibration_error(probabilities: Floats, truth: Truth) -> float:
     """The expected calibration error without most of what chance adds to it, in bins of equally many rows.
 
     As Kumar, Liang and Ma 2019, "Verified uncertainty calibration", NeurIPS (arXiv:1909.10155), the variance of a bin's
@@ -108,7 +144,7 @@ def calibration_error(probabilities: Floats, truth: Indices) -> float:
     return float((rows * np.sqrt(np.maximum(0.0, gap**2 - chance))).sum() / len(said))
 
 
-def reliability(probabilities: Floats, truth: Indices) -> list[Bin]:
+def reliability(probabilities: Floats, truth: Truth) -> list[Bin]:
     """The reliability curve in the bins of `ece`, those without rows left out: what was said, and what happened."""
     said, happened = _event(probabilities, truth)
     where = _equal_widths(said)
@@ -118,13 +154,13 @@ def reliability(probabilities: Floats, truth: Indices) -> list[Bin]:
     ]
 
 
-def intervals(probabilities: Floats, truth: Indices) -> dict[str, tuple[float, float]]:
+def intervals(probabilities: Floats, truth: Truth) -> dict[str, tuple[float, float]]:
     """95% confidence intervals, if rows are independent, of `accuracy`, `brier`, `log_loss` and `ece`.
 
     Of accuracy Wilson's (1927); of Brier score and log-loss, means over rows, the normal approximation; of ECE the
     basic bootstrap (Davison and Hinkley 1997, chapter 5), which takes off what chance adds: it may lie below the ECE.
     """
-    hits = (np.argmax(probabilities, axis=1) == truth).mean()
+    hits = _hits(probabilities, truth).mean()
     said, happened = _event(probabilities, truth)
     return {
         "accuracy": _wilson(float(hits), len(truth)),
@@ -134,9 +170,11 @@ def intervals(probabilities: Floats, truth: Indices) -> dict[str, tuple[float, f
     }
 
 
-def _event(probabilities: Floats, truth: Indices) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _event(probabilities: Floats, truth: Truth) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """What calibration is about: the probability of an event that was said, and whether it happened (1 or 0)."""
     p = np.asarray(probabilities, dtype=np.float64)
+    if truth.ndim == 2:
+        return p.ravel(), np.asarray(truth, dtype=np.float64).ravel()
     if p.shape[1] == 2:
         return p[:, 1], (truth == 1).astype(np.float64)
     return p.max(axis=1), (np.argmax(p, axis=1) == truth).astype(np.float64)
@@ -169,7 +207,19 @@ def _of_gap(bins: NDArray[np.int64], differences: NDArray[np.float64]) -> tuple[
     return max(0.0, 2 * found - float(high)), max(0.0, 2 * found - float(low))
 
 
-def _of_truth(probabilities: NDArray[np.float64], truth: Indices) -> NDArray[np.float64]:
+def _hits(probabilities: Floats, truth: Truth) -> NDArray[np.bool_]:
+    if truth.ndim == 2:
+        return np.asarray(((probabilities >= 0.5) == (truth >= 0.5)).all(axis=1))
+    return np.asarray(np.argmax(probabilities, axis=1) == truth)
+
+
+def _ranks(values: Floats) -> NDArray[np.float64]:
+    """From 1; equal values share the mean of their ranks."""
+    _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[where], dtype=np.float64)
+
+
+def _of_truth(probabilities: NDArray[np.float64], truth: Truth) -> NDArray[np.float64]:
     """The probability that each row's label was given: 0 outside the classes."""
-    given = probabilities[np.arange(len(truth)), np.maximum(truth, 0)]
+    given = probabilities[np.arange(len(truth)), np.maximum(truth, 0).astype(np.int64)]
     return np.where(truth == OUTSIDE, 0.0, given)

@@ -24,6 +24,7 @@ import pyarrow as pa
 from accrual.contract import Contract
 from accrual.lake import Lake
 from accrual.lake_tables import TABLES
+from accrual.output import Output
 from accrual.quality_rules import Bound, Quality, Rule
 from consumers import near_duplicates
 from consumers import quality_queries as queries
@@ -98,7 +99,8 @@ def inspect(lake: Lake, contract: Contract, window: int, since: datetime, until:
     measured = [
         {"metric": "violations", "field": name, "part": "", "value": undecided[name] / rows} for name in rules if rows
     ]
-    measured += _labels_and_duplicates(lake, quality) + _drift(lake, contract, window) + _recall(lake, contract)
+    measured += _labels_and_duplicates(lake, quality, contract.output)
+    measured += _drift(lake, contract, window) + _recall(lake, contract)
     if quality.slices:
         lake.rows(queries.everyone(contract), [since, until])
     for name in quality.slices:
@@ -193,12 +195,12 @@ def _keep(lake: Lake, contract: Contract, broken: list[dict[str, Any]], rules: M
     return Counter(row["rule"] for row in broken if (row["prediction_id"], row["rule"]) not in decided)
 
 
-def _labels_and_duplicates(lake: Lake, quality: Quality) -> list[dict[str, Any]]:
+def _labels_and_duplicates(lake: Lake, quality: Quality, output: Output) -> list[dict[str, Any]]:
     lake.rows(queries.LABEL_ERRORS)
+    of_classes = () if output.each else (queries.LABEL_SHARES, queries.LABEL_ERROR_SHARE)
+    shares = (queries.LABEL_NAME_SHARES,) if output.task == "multilabel" else ()
     measured = [
-        row
-        for query in (queries.LABEL_SHARES, queries.DUPLICATES, queries.LABEL_CONFLICTS, queries.LABEL_ERROR_SHARE)
-        for row in lake.rows(query)
+        row for query in (*of_classes, *shares, queries.DUPLICATES, queries.LABEL_CONFLICTS) for row in lake.rows(query)
     ]
     near_duplicates.find_near_duplicates(lake, column_of(quality.text) if quality.text else "null::varchar")
     return measured + lake.rows(near_duplicates.SHARE)

@@ -20,6 +20,10 @@ LABEL_SHARES = """
 select 'label_share' as metric, label as field, '' as part, count(*) / sum(count(*)) over () as value
 from kept where label is not null group by label
 """
+LABEL_NAME_SHARES = """
+select 'label_share' as metric, name as field, '' as part, count(*) / (select count(label) from kept) as value
+from (select unnest(list_distinct(string_split(label, ','))) as name from kept where label is not null) group by name
+"""
 DUPLICATES = (
     _ONE.format("duplicates", "1 - count(distinct inputs::varchar) / count(*)") + " from kept having count(*) > 0"
 )
@@ -89,9 +93,11 @@ def binned(contract: Contract, many_valued: set[str]) -> str:
     Numbers fall into the tenths of the last window; a text that is `many_valued`, by its length, into tenths of those.
     """
     edges: list[str] = []
-    parts = [("label", "label")]
-    for name, kind in contract.input_types.items():
-        column = column_of(name)
+    is_score = contract.output.task == "score"
+    parts = [] if is_score else [("label", "label")]
+    fields = {**contract.input_types, **({"label": "number"} if is_score else {})}
+    for name, kind in fields.items():
+        column = "try_cast(label as double)" if is_score and name == "label" else column_of(name)
         value = f"length({column})" if name in many_valued else column
         if kind in ("string", "boolean") and name not in many_valued:
             parts.append((name, f"{value}::varchar"))

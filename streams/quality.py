@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from accrual.events import Distribution, GroundTruth, microseconds
+from accrual.output import SEPARATOR
 
 BINS = 15
 
@@ -19,7 +20,8 @@ class Tally(msgspec.Struct, array_like=True):
 
     `brier` sums the multi-class score (Brier 1950): the squared distance of the distribution from the label's, 0 to 2.
     The three lists are per bin of the likeliest class's probability (`BINS` of equal width): rows, the sum of that
-    probability, and how often that class was the label. `delay_s` sums the seconds from prediction to outcome, over the
+    probability, and how often that class was the label. Where each class stands by itself all are as accrual/scores.py
+    says, and a row is in the bins once for each class. `delay_s` sums the seconds from prediction to outcome, over the
     `delayed` rows that have one. `seen` counts all rows, `rows` those that were measured: fewer when sampling.
     """
 
@@ -31,24 +33,32 @@ class Tally(msgspec.Struct, array_like=True):
     delay_s: float = 0.0
     bin_rows: list[int] = msgspec.field(default_factory=lambda: [0] * BINS)
     bin_probability: list[float] = msgspec.field(default_factory=lambda: [0.0] * BINS)
-    bin_correct: list[int] = msgspec.field(default_factory=lambda: [0] * BINS)
+    bin_correct: list[float] = msgspec.field(default_factory=lambda: [0.0] * BINS)
 
     def add(self, row: GroundTruth, output: Distribution) -> None:
         """Measure one labeled row."""
-        says = output.probabilities
-        true = says.get(row.label or "", 0.0)
+        says, label = output.probabilities, row.label or ""
         self.rows += 1
-        self.brier += sum(p * p for p in says.values()) - 2 * true + 1
-        right = output.label == row.label
-        self.correct += right
         if row.observed_at is not None:
             self.delayed += 1
             self.delay_s += (microseconds(row.observed_at) - microseconds(row.predicted_at)) / 1e6
-        likeliest = says.get(output.label, 0.0)
-        bin_ = min(int(likeliest * BINS), BINS - 1)
-        self.bin_rows[bin_] += 1
-        self.bin_probability[bin_] += likeliest
-        self.bin_correct[bin_] += right
+        if output.task == "classification":
+            self.brier += sum(p * p for p in says.values()) - 2 * says.get(label, 0.0) + 1
+            self.correct += output.label == label
+            self._bin(says.get(output.label, 0.0), output.label == label)
+            return
+        named = label.split(SEPARATOR)
+        truth = {name: float(label) if output.task == "score" else float(name in named) for name in says}
+        self.brier += 2 * sum((p - truth[name]) ** 2 for name, p in says.items()) / max(1, len(says))
+        self.correct += all((p >= 0.5) == (truth[name] >= 0.5) for name, p in says.items())
+        for name, p in says.items():
+            self._bin(p, truth[name])
+
+    def _bin(self, said: float, happened: float) -> None:
+        at = min(int(said * BINS), BINS - 1)
+        self.bin_rows[at] += 1
+        self.bin_probability[at] += said
+        self.bin_correct[at] += happened
 
     def __add__(self, other: Tally) -> Tally:
         mine, theirs = msgspec.structs.astuple(self), msgspec.structs.astuple(other)
@@ -57,7 +67,7 @@ class Tally(msgspec.Struct, array_like=True):
     def ece(self) -> float:
         """Expected calibration error (Naeini et al. 2015, AAAI): the rows' mean gap between confidence and accuracy."""
         gaps = zip(self.bin_probability, self.bin_correct, strict=True)
-        return sum(abs(p - c) for p, c in gaps) / self.rows
+        return sum(abs(p - c) for p, c in gaps) / max(1, sum(self.bin_rows))
 
     def figures(self) -> dict[str, float | int | None]:
         """Rows, accuracy, Brier score, calibration error, mean label delay in seconds; None where no row says."""

@@ -92,7 +92,7 @@ def layers_of(model: Any) -> torch.nn.ModuleList:
 
 
 class States:
-    """For each row of so many tokens the states that enter a layer, one behind the other: [tokens, dimensions].
+    """For each text of so many tokens the states that enter a layer, one behind the other: [tokens, dimensions].
 
     On a CUDA device if they take less than half of its free memory; elsewhere, if they are more than `CACHE_BYTES`,
     in a file that has no name.
@@ -124,7 +124,7 @@ class States:
 def frozen_states(
     encoder: Encoder, tokens: Sequence[Sequence[int]], first: int, budget: Budget, ranks: Ranks
 ) -> tuple[States, torch.Tensor]:
-    """For each row the states that enter layer `first`, and its vector as the model is now.
+    """For each text the states that enter layer `first`, and for each row its vector as the model is now.
 
     The states are those of this rank's rows, the vectors [rows, dimensions] of all.
     """
@@ -141,13 +141,14 @@ def frozen_states(
 
     try:
         with torch.no_grad():
-            mine = ranks.mine(range(len(tokens)))
+            each = encoder.texts_a_row
+            mine = [each * row + n for row in ranks.mine(range(len(tokens) // each)) for n in range(each)]
             for group in batches([lengths[row] for row in mine], budget.tokens):
                 budget.spend([mine[at] for at in group], lengths, compute)
     finally:
         hook.remove()
     ranks.add_up([vectors])
-    return states, vectors
+    return states, encoder.joined(vectors)
 
 
 def _space(tokens: int, dimensions: int, device: torch.device) -> torch.Tensor:

@@ -9,7 +9,7 @@ says nothing, since more freedom always lowers that.
 What is fitted, and compared, is the log-loss of "the likeliest class is the label": of two classes that is their
 log-loss, and of many it also knows the rows whose label is none of the model's classes, since a new intent has opened.
 Leaving these out, as they have no probability of their own, made models too sure of what they would meet.
-docs/judging.md has the measurements.
+docs/judging.md has the measurements. Where each class stands by itself it is the log-loss of all of them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize, minimize_scalar
 from sklearn.isotonic import IsotonicRegression
 
-from accrual.calibrator import Calibrator, Method, Sigmoid, Steps, softmax
-from accrual.scores import SMALLEST, accuracy
+from accrual.calibrator import Calibrator, Method, Sigmoid, Steps, uncurved
+from accrual.scores import SMALLEST, accuracy, log_loss_per_row
 
 COLDEST, HOTTEST = 0.05, 20.0
 # How far a window's temperature strays from that of the one before, in its logarithm: the prior's standard deviation.
@@ -36,7 +36,7 @@ CHANCE = 1.0  # standard errors of the difference by which more freedom must win
 _MORE_FREEDOM: tuple[Method, ...] = ("platt", "beta", "isotonic")
 
 Logits = NDArray[np.float32]
-Truth = NDArray[np.int64]
+Truth = NDArray[np.int64] | NDArray[np.float64]
 Floats = NDArray[np.float64]
 
 
@@ -48,7 +48,7 @@ def calibrate(
 ) -> Calibrator:
     """The calibrator of `method`, or with `auto` the one that rows held out speak for. Rows are in order of time."""
     if method == "none":
-        return Calibrator(method="none")
+        return Calibrator(method="none", each=truth.ndim == 2)
     before = champion.temperature if champion is not None else 1.0
     if method == "auto":
         method = _chosen(logits, truth, before)
@@ -56,7 +56,12 @@ def calibrate(
 
 
 def loss_per_row(probabilities: Floats, truth: Truth) -> Floats:
-    """-ln of the probability that was given to what came of the likeliest class: it was the label, or it was not."""
+    """-ln of the probability that was given to what came of the likeliest class: it was the label, or it was not.
+
+    Where each class stands by itself, the mean of what came of all.
+    """
+    if truth.ndim == 2:
+        return log_loss_per_row(probabilities, truth)
     sure = np.clip(probabilities.max(axis=1), SMALLEST, 1 - SMALLEST)
     right = probabilities.argmax(axis=1) == truth
     return np.asarray(-np.where(right, np.log(sure), np.log1p(-sure)), dtype=np.float64)
@@ -92,15 +97,16 @@ def _beats(more: Floats, less: Floats, truth: Truth) -> bool:
 
 
 def _fitted(method: Method, logits: Logits, truth: Truth, before: float) -> Calibrator:
-    temperature = _temperature(logits, truth, before)
+    temperature, each = _temperature(logits, truth, before), truth.ndim == 2
     curves: list[Sigmoid | Steps] = []
     if method != "temperature":
-        said = softmax(logits, temperature)
+        said = uncurved(logits, temperature, each)
         fit = _isotonic if method == "isotonic" else _platt if method == "platt" else _beta
         # Of two classes the second's curve is enough; of more, each against the rest.
-        which = [1] if said.shape[1] == 2 else range(said.shape[1])
-        curves = [fit(said[:, k], truth == k) for k in which]
-    return Calibrator(method=method, temperature=temperature, curves=curves, rows=len(truth))
+        which = [1] if said.shape[1] == 2 and not each else range(said.shape[1])
+        happened = np.asarray(truth, dtype=np.float64) if each else np.eye(said.shape[1] + 1)[truth.astype(np.int64)]
+        curves = [fit(said[:, k], happened[:, k]) for k in which]
+    return Calibrator(method=method, temperature=temperature, curves=curves, rows=len(truth), each=each)
 
 
 def _temperature(logits: Logits, truth: Truth, before: float) -> float:
@@ -108,20 +114,20 @@ def _temperature(logits: Logits, truth: Truth, before: float) -> float:
 
     def unlikely(logarithm: float) -> float:
         strayed = (logarithm - math.log(before)) / STRAYS
-        loss = loss_per_row(softmax(logits, math.exp(logarithm)), truth).sum() if len(truth) else 0.0
+        loss = loss_per_row(uncurved(logits, math.exp(logarithm), truth.ndim == 2), truth).sum() if len(truth) else 0.0
         return float(loss + strayed**2 / 2)
 
     found = minimize_scalar(unlikely, bounds=(math.log(COLDEST), math.log(HOTTEST)), method="bounded")
     return round(math.exp(found.x), 4)
 
 
-def _platt(said: Floats, happened: NDArray[np.bool_]) -> Sigmoid:
+def _platt(said: Floats, happened: Floats) -> Sigmoid:
     """A scale and a shift of the log-odds."""
     a, c = _sigmoid(_logs(said).sum(axis=1, keepdims=True), happened)
     return Sigmoid(a=a, b=a, c=c)
 
 
-def _beta(said: Floats, happened: NDArray[np.bool_]) -> Sigmoid:
+def _beta(said: Floats, happened: Floats) -> Sigmoid:
     """A scale for either end, and a shift."""
     a, b, c = _sigmoid(_logs(said), happened)
     return Sigmoid(a=a, b=b, c=c)
@@ -133,7 +139,7 @@ def _logs(said: Floats) -> Floats:
     return np.column_stack([np.log(inside), -np.log1p(-inside)])
 
 
-def _sigmoid(features: Floats, happened: NDArray[np.bool_]) -> list[float]:
+def _sigmoid(features: Floats, happened: Floats) -> list[float]:
     """Scales (not negative) of the features and a shift: the most likely under a normal prior around "as it is".
 
     The prior (scales 1, shift 0, variance 1) keeps a class of which there is no row, or every one, from running away.
@@ -143,7 +149,7 @@ def _sigmoid(features: Floats, happened: NDArray[np.bool_]) -> list[float]:
 
     def loss(weights: Floats) -> tuple[float, Floats]:
         logit, away = inputs @ weights, weights - as_it_is
-        value = np.logaddexp(0.0, np.where(happened, -logit, logit)).sum() + away @ away / 2
+        value = (np.logaddexp(0.0, logit) - happened * logit).sum() + away @ away / 2
         return float(value), inputs.T @ (1 / (1 + np.exp(-logit)) - happened) + away
 
     bounds = [(0.0, None)] * features.shape[1] + [(None, None)]
@@ -151,7 +157,7 @@ def _sigmoid(features: Floats, happened: NDArray[np.bool_]) -> list[float]:
     return [round(float(x), 6) for x in found.x]
 
 
-def _isotonic(said: Floats, happened: NDArray[np.bool_]) -> Steps:
+def _isotonic(said: Floats, happened: Floats) -> Steps:
     """The best rising curve. It says neither 0 nor 1, as n rows cannot know that (Laplace's rule of succession)."""
     least = 1 / (len(said) + 2)
     model = IsotonicRegression(y_min=least, y_max=1 - least, out_of_bounds="clip").fit(said, happened)

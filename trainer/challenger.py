@@ -10,12 +10,13 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from accrual.bundle import Manifest
-from accrual.contract import Contract
+from accrual.contract import Contract, Pair, Text
 from accrual.contract import Training as Options
 from accrual.encoder import Encoder, base_folder
 from accrual.errors import TrainingFailed
+from accrual.output import Output
 from accrual.predictor import Predictor
-from accrual.scores import indices_of
+from accrual.scores import truth_of
 from trainer.calibrate import calibrate
 from trainer.finetune import Start, Tuned, fine_tune
 from trainer.freeze import freeze
@@ -31,7 +32,9 @@ class Training(msgspec.Struct, frozen=True):
 
     base: str
     options: Options
-    texts: list[str]
+    output: Output
+    pair: Pair | None
+    texts: list[Text]
     labels: list[str]
     weights: list[float]
     classes: list[str]
@@ -66,6 +69,8 @@ def make_challenger(
     training = Training(
         base=manifest.base,
         options=options,
+        output=contract.output,
+        pair=contract.pair,
         texts=[row.text for row in selection.learn],
         labels=[row.label for row in selection.learn],
         weights=[row.weight for row in selection.learn],
@@ -85,7 +90,7 @@ def make_challenger(
         scale, retention = keep_abilities(tuned.encoder, base, probe, contract.gate.retention.most_loss)
         manifest = msgspec.structs.replace(manifest, adapter_scale=scale, retention=retention)
     logits = tuned.logits([row.text for row in selection.calibrate])
-    truth = indices_of([row.label for row in selection.calibrate], tuned.classes)
+    truth = truth_of(contract.output, [row.label for row in selection.calibrate], tuned.classes)
     calibrator = calibrate(logits, truth, options.calibration, before.calibrator)
     return freeze(store, key, contract, manifest, tuned, calibrator, selection.rows)
 
@@ -104,7 +109,9 @@ def take_part() -> None:
 
 def _train(training: Training) -> Tuned:
     options = training.options
-    encoder = Encoder.load(base_folder(training.base), options.max_tokens, quantize=options.quantize)
+    encoder = Encoder.load(
+        base_folder(training.base), options.max_tokens, quantize=options.quantize, pair=training.pair
+    )
     return fine_tune(
         encoder,
         training.texts,
@@ -115,6 +122,7 @@ def _train(training: Training) -> Tuned:
         weights=training.weights,
         start=training.start,
         checkpoint=training.checkpoint,
+        output=training.output,
     )
 
 

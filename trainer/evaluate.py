@@ -32,7 +32,7 @@ class Scored(msgspec.Struct, frozen=True):
     window: Window
     ids: list[str]
     probabilities: NDArray[np.float64]
-    truth: NDArray[np.int64]
+    truth: NDArray[np.int64] | NDArray[np.float64]
     slices: list[tuple[str, ...]]
 
     @property
@@ -49,7 +49,7 @@ class Scored(msgspec.Struct, frozen=True):
         **verdict: Any,
     ) -> Evaluation:
         """The ledger's record of it. Of a challenger: `loss_at_most` by slice, and `e_value` and `verdict`."""
-        two = self.probabilities.shape[1] == 2
+        two = self.probabilities.shape[1] == 2 and self.truth.ndim == 1
         return Evaluation(
             stream=self.window.stream,
             run_id=run_id,
@@ -59,6 +59,7 @@ class Scored(msgspec.Struct, frozen=True):
             rows=len(self.truth),
             accuracy=scores.accuracy(self.probabilities, self.truth),
             auroc=scores.auroc(self.probabilities[:, 1], self.truth == 1) if two else None,
+            rank_correlation=self._rank_correlation(),
             brier=float(self.brier.mean()),
             log_loss=scores.log_loss(self.probabilities, self.truth),
             ece=scores.ece(self.probabilities, self.truth),
@@ -70,6 +71,11 @@ class Scored(msgspec.Struct, frozen=True):
             at=at,
             **verdict,
         )
+
+    def _rank_correlation(self) -> float | None:
+        if self.probabilities.shape[1] > 1:
+            return None
+        return scores.rank_correlation(self.probabilities.ravel(), np.asarray(self.truth, dtype=np.float64).ravel())
 
     def _slice_scores(self, loss_at_most: Mapping[str, float]) -> list[SliceScores]:
         largest = Counter(name for names in self.slices for name in names).most_common(MOST_SLICES)
@@ -89,7 +95,7 @@ def score(predictor: Predictor, window: Window, rows: Sequence[Row]) -> Scored:
         window,
         [row.prediction_id for row in rows],
         predictor.probabilities([row.text for row in rows]),
-        scores.indices_of([row.label for row in rows], predictor.classes),
+        scores.truth_of(predictor.contract.output, [row.label for row in rows], predictor.classes),
         [row.slices for row in rows],
     )
 

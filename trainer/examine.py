@@ -8,8 +8,10 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from accrual import scores
+from accrual.contract import shown
 from accrual.ledger import Bin
 from accrual.predictor import Predictor
 from trainer.error_slices import SliceChange, clusters, slice_changes
@@ -21,7 +23,10 @@ _MOST_VALUES = 30  # of an input, for it to make slices
 
 
 class WorstRow(msgspec.Struct, frozen=True):
-    """A row on which the model was most wrong: what it said with which probability, and what it gave the label."""
+    """A row on which the model was most wrong: what it said with which probability, and what it gave the label.
+
+    Of a label of several the least that it gave to one of them; of a score, 1 less the distance.
+    """
 
     prediction_id: str
     text: str
@@ -48,12 +53,14 @@ def examine(
     """Score both models on the rows of a window and compare them. `inputs`: each row's, as the contract names them."""
     texts, labels = [row.text for row in rows], [row.label for row in rows]
     said = {model.model: model.probabilities(texts) for model in (before, after)}
-    truth = {model.model: scores.indices_of(labels, model.classes) for model in (before, after)}
+    output = after.contract.output
+    truth = {model.model: scores.truth_of(output, labels, model.classes) for model in (before, after)}
     brier = {name: scores.brier_per_row(said[name], truth[name]) for name in said}
-    groups: dict[str, Sequence[str | None]] = {"label": labels, **_by_value(inputs)}
+    by_label = _quarters([float(label) for label in labels]) if output.task == "score" else labels
+    groups: dict[str, Sequence[str | None]] = {"label": by_label, **_by_value(inputs)}
     vectors = after.vectors(texts)
     if vectors is not None:
-        groups["texts like"] = clusters(vectors, texts, GROUPS, seed)
+        groups["texts like"] = clusters(vectors, [shown(text) for text in texts], GROUPS, seed)
     worst = np.argsort(-brier[after.model], kind="stable")[:WORST]
     return Examination(
         after=after.model,
@@ -61,14 +68,15 @@ def examine(
         rows=len(rows),
         reliability={name: scores.reliability(said[name], truth[name]) for name in said},
         slices=slice_changes(groups, brier[before.model], brier[after.model]),
-        worst=[_worst_row(rows[i], said[after.model][i], after.classes) for i in worst],
+        worst=[_worst_row(rows[i], said[after.model][i], after) for i in worst],
     )
 
 
-def _worst_row(row: Row, said: Any, classes: Sequence[str]) -> WorstRow:
-    likeliest = int(said.argmax())
-    of_label = float(said[classes.index(row.label)]) if row.label in classes else 0.0
-    return WorstRow(row.prediction_id, row.text, row.label, classes[likeliest], float(said[likeliest]), of_label)
+def _worst_row(row: Row, said: NDArray[np.float64], model: Predictor) -> WorstRow:
+    output, places = model.contract.output, {name: at for at, name in enumerate(model.classes)}
+    named = [float(said[places[name]]) if name in places else 0.0 for name in output.names_in(row.label)]
+    of_label = 1 - abs(float(said[0]) - float(row.label)) if output.task == "score" else min(named, default=1.0)
+    return WorstRow(row.prediction_id, shown(row.text), row.label, model.label_of(said), float(said.max()), of_label)
 
 
 def _by_value(inputs: Sequence[Mapping[str, Any]]) -> dict[str, Sequence[str | None]]:

@@ -27,10 +27,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from accrual.contract import Training
+from accrual.contract import Text, Training
 from accrual.encoder import Encoder, batch_tokens
 from accrual.errors import TrainingFailed
-from accrual.scores import indices_of
+from accrual.output import Output
+from accrual.scores import truth_of
 from trainer.adapter import adapt, frozen_states, layers_of, starting_at, take_over
 from trainer.checkpoint import Checkpoint, digest_of
 from trainer.loop import Loop, Rows
@@ -40,6 +41,8 @@ from trainer.probe import probe
 from trainer.ranks import Ranks
 
 log = logging.getLogger(__name__)
+
+ONE_CLASS = Output()
 
 
 @dataclass(frozen=True)
@@ -62,14 +65,14 @@ class Tuned:
     start: Literal["base", "champion"] = "base"
     precision: Precision = "fp32"
 
-    def logits(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def logits(self, texts: Sequence[Text]) -> NDArray[np.float32]:
         """[texts, classes], not yet calibrated."""
-        return np.asarray(self.encoder.embed(texts) @ self.weight.T + self.bias, dtype=np.float32)
+        return np.asarray(self.encoder.vectors(texts) @ self.weight.T + self.bias, dtype=np.float32)
 
 
 def fine_tune(
     encoder: Encoder,
-    texts: Sequence[str],
+    texts: Sequence[Text],
     labels: Sequence[str],
     classes: Sequence[str],
     training: Training,
@@ -77,12 +80,14 @@ def fine_tune(
     weights: Sequence[float] | None = None,
     start: Start | None = None,
     checkpoint: Path | None = None,
+    output: Output = ONE_CLASS,
 ) -> Tuned:
     """Train on rows of text and label, oldest first. `classes` come first, labels that are none of them become
-    further ones.
+    further ones. `output`: what the labels mean.
 
-    `encoder` is a fresh copy of the base; it is changed. `weights`: how much each row counts, to any scale; all the
-    same by default. `start`: the champion whose adapter and head are gone on from, whose classes `classes` are.
+    `encoder` is a fresh copy of the base, for pairs where `texts` are; it is changed. `weights`: how much each row
+    counts, to any scale; all the same by default. `start`: the champion whose adapter and head are gone on from, whose
+    classes `classes` are.
     `checkpoint`: the file in which the state is kept, and from which the same training goes on. Where
     torch.distributed is initialised all ranks call this with the same arguments, share the work and return the same
     weights.
@@ -93,23 +98,24 @@ def fine_tune(
     if len(set(labels)) < 2:
         raise TrainingFailed(f"{len(labels)} rows with {len(set(labels))} label(s): nothing to tell apart")
     torch.manual_seed(seed)
-    key = _key(encoder, texts, labels, classes, training, seed, weights, start) if checkpoint else ""
+    key = _key(encoder, texts, labels, classes, training, seed, weights, start, output) if checkpoint else ""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder.model.to(device)
-    known = [*classes, *sorted(set(labels) - set(classes))]
-    truth = torch.from_numpy(indices_of(labels, known)).to(device)
+    known = output.known(classes, labels)
+    truth = torch.from_numpy(truth_of(output, labels, known)).to(device)
+    truth = truth.float() if output.each else truth
     counts = _counts(weights, len(labels)).to(device)
     adapt(encoder, training.lora)
     warm = start is not None and take_over(encoder, start.adapter)
     depth = len(layers_of(encoder.model))
     first = max(0, depth - training.lora.layers)
-    tokens = encoder.tokenize(texts)
+    tokens = encoder.tokenize(encoder.texts_of(texts))
     states, vectors = frozen_states(encoder, tokens, first, Budget(batch_tokens(device)), Ranks())
     watched = _watched(len(labels), training)
     learned = slice(0, len(labels) - watched)
     blank = _blank(encoder, len(known), start if warm else None)
     head = probe(vectors[learned], truth[learned], counts[learned], blank, seed, len(classes) if warm else 0)
-    rows = Rows(tokens, states, truth, counts, watched)
+    rows = Rows(tokens, states, truth, counts, watched, encoder.texts_a_row)
     with starting_at(encoder, first, training.gradient_checkpointing) as begin:
         loop = Loop(encoder, head, rows, begin, training, seed)
         loop.run(Checkpoint(checkpoint, key) if checkpoint else None)
@@ -142,7 +148,7 @@ def _watched(rows: int, training: Training) -> int:
 
 def _blank(encoder: Encoder, classes: int, start: Start | None) -> torch.nn.Linear:
     """The head that the probe begins at: a champion's, zero for classes that it does not have."""
-    head = torch.nn.Linear(encoder.model.config.hidden_size, classes, device=encoder.device)
+    head = torch.nn.Linear(encoder.dimensions, classes, device=encoder.device)
     with torch.no_grad():
         head.weight.zero_()
         head.bias.zero_()
@@ -154,13 +160,14 @@ def _blank(encoder: Encoder, classes: int, start: Start | None) -> torch.nn.Line
 
 def _key(
     encoder: Encoder,
-    texts: Sequence[str],
+    texts: Sequence[Text],
     labels: Sequence[str],
     classes: Sequence[str],
     training: Training,
     seed: int,
     weights: Sequence[float] | None,
     start: Start | None,
+    output: Output,
 ) -> str:
     """A digest of all that the weights depend on."""
     content = msgspec.json.encode(
@@ -172,6 +179,8 @@ def _key(
             seed,
             weights,
             start.adapter.parent.name if start else None,
+            output,
+            encoder.pair,
             digest_of(encoder.model.state_dict()),
             [version(name) for name in ("accrual", "peft", "torch", "transformers")],
             [torch.get_num_threads(), Ranks().world],

@@ -26,6 +26,7 @@ from accrual.calibrator import Calibrator
 from accrual.contract import Contract
 from accrual.encoder import Encoder, base_digest, base_folder
 from accrual.errors import BundleError
+from accrual.output import Output
 from trainer.finetune import Tuned
 from trainer.model_card import model_card
 
@@ -57,7 +58,8 @@ def freeze(
 def freeze_generation_0(store: Path, key: Ed25519PrivateKey, contract: Contract, base: str) -> str:
     """Write the model that knows the contract only; returns its digest.
 
-    With `output.prior` it says that of every row. Without, a row belongs to the label whose name is most like it.
+    With `output.prior` it says that of every row. Without, a row belongs to the class whose name is most like it; where
+    names say nothing of it, as in a ranking, classes share evenly, a score is 1/2.
     """
     manifest = Manifest(
         stream=contract.stream,
@@ -77,14 +79,22 @@ def freeze_generation_0(store: Path, key: Ed25519PrivateKey, contract: Contract,
     )
     classes, prior = contract.output.classes, contract.output.prior
     with drafted(store) as draft:
-        if prior is not None:
-            bias = np.log([prior[name] for name in classes]).astype(np.float32)
-            return _finish(draft, key, contract, manifest, classes, None, bias, Calibrator())
+        if prior is not None or contract.output.task != "classification":
+            bias = _constant(contract.output).astype(np.float32)
+            calibrator = Calibrator(each=contract.output.each)
+            return _finish(draft, key, contract, manifest, classes, None, bias, calibrator)
         encoder = Encoder.load(base_folder(base), contract.training.max_tokens)
         encoder.tokenizer.save_pretrained(draft / "tokenizer")
         names = encoder.embed([name.replace("_", " ").replace("-", " ") for name in classes])
         zeros = np.zeros(len(classes), dtype=np.float32)
         return _finish(draft, key, contract, manifest, classes, names * np.float32(NAME_SCALE), zeros, Calibrator())
+
+
+def _constant(output: Output) -> NDArray[np.float64]:
+    """The logits [classes] of a model that says the same of every row."""
+    even = 0.5 if output.task == "score" else 1 / len(output.classes)
+    said = np.array([(output.prior or {}).get(name, even) for name in output.classes])
+    return np.asarray(np.log(said) - np.log1p(-said) if output.each else np.log(said))
 
 
 def find_frozen(store: Path, run_id: str) -> str | None:

@@ -22,7 +22,7 @@ from trainer.adapter import Beginning, States
 from trainer.checkpoint import Checkpoint
 from trainer.memory import Budget
 from trainer.precision import Precision, choose, computing_in
-from trainer.probe import weighted_loss
+from trainer.probe import guessing, weighted_loss
 from trainer.ranks import Ranks
 
 log = logging.getLogger(__name__)
@@ -33,9 +33,10 @@ SPIKE = 2.0  # times what it was at the start, or what guessing costs
 
 @dataclass(frozen=True)
 class Rows:
-    """What is learned from, oldest first: tokens, entering states, class numbers and weights (1 on average).
+    """What is learned from, oldest first: tokens and entering states of each text, truth and weights (1 on average).
 
-    The last `watched` rows are not learned from: early stopping looks at them.
+    A row has `texts_a_row` texts, one behind the other. The last `watched` rows are not learned from: early stopping
+    looks at them.
     """
 
     tokens: list[list[int]]
@@ -43,11 +44,17 @@ class Rows:
     truth: torch.Tensor
     weights: torch.Tensor
     watched: int
+    texts_a_row: int = 1
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each row."""
-        return [len(row) for row in self.tokens]
+        """Tokens that each row costs: those of its longest text, for each of them."""
+        lengths, n = [len(text) for text in self.tokens], self.texts_a_row
+        return [n * max(lengths[at : at + n]) for at in range(0, len(lengths), n)]
+
+    def texts_of(self, rows: Sequence[int]) -> list[int]:
+        """The numbers of the texts of some rows."""
+        return [row * self.texts_a_row + n for row in rows for n in range(self.texts_a_row)]
 
 
 class Position(msgspec.Struct):
@@ -117,7 +124,7 @@ class Loop:
 
     @property
     def _learned(self) -> int:
-        return len(self._rows.tokens) - self._rows.watched
+        return len(self._rows.truth) - self._rows.watched
 
     def _steps_of(self, epoch: int) -> list[list[list[int]]]:
         """The epoch's steps, each of `training.accumulate` batches of rows: every row once, in an order of its own."""
@@ -167,10 +174,12 @@ class Loop:
 
     def _loss(self, rows: Sequence[int]) -> torch.Tensor:
         """The loss of some rows, summed."""
-        self._begin.states = self._rows.states.of(rows).to(self._encoder.device)
+        texts = self._rows.texts_of(rows)
+        self._begin.states = self._rows.states.of(texts).to(self._encoder.device)
         with computing_in(self.position.precision, self._encoder.device):
-            vectors = self._encoder.pooled([self._rows.tokens[i] for i in rows])
-        return weighted_loss(self._head(vectors.float()), self._rows.truth[rows], self._rows.weights[rows])
+            vectors = self._encoder.pooled([self._rows.tokens[text] for text in texts])
+        logits = self._head(self._encoder.joined(vectors.float()))
+        return weighted_loss(logits, self._rows.truth[rows], self._rows.weights[rows])
 
     def _note(self, loss: float) -> None:
         """Raises TrainingFailed for a loss that is no number, or has grown beyond what chance explains."""
@@ -180,7 +189,7 @@ class Loop:
             raise TrainingFailed(f"the loss is {loss} {where}")
         at.first = loss if at.first is None else at.first
         at.recent = [*at.recent, loss][-RECENT:]
-        allowed = SPIKE * max(at.first, math.log(self._head.out_features))
+        allowed = SPIKE * max(at.first, guessing(self._rows.truth, self._head.out_features))
         if sum(at.recent) / RECENT > allowed:
             raise TrainingFailed(f"the loss has grown to {sum(at.recent) / RECENT:.3g} {where}")
 

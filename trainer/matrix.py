@@ -95,7 +95,9 @@ def matrix(
     names, brier, accuracy, learned = [], [], [], []
     for model in models:
         predictor = load(model.bundle)
-        truth = scores.indices_of([row.label for _, some in shown for row in some], predictor.classes)
+        truth = scores.truth_of(
+            predictor.contract.output, [row.label for _, some in shown for row in some], predictor.classes
+        )
         said = predictor.probabilities(texts)
         brier.append(_by_window(scores.brier_per_row(said, truth), ends))
         taught = model.published.windows if model.published else model.run.windows if model.run else []

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from accrual.contract import Contract
+from accrual.contract import Contract, Text
 from accrual.training_policy import Control
 from trainer.cohort import MOST_WEIGHT
 
@@ -27,7 +27,7 @@ class Row(msgspec.Struct, frozen=True):
     """
 
     prediction_id: str
-    text: str
+    text: Text
     label: str
     revision: int = 1
     weight: float = 1.0
@@ -51,8 +51,8 @@ def without_duplicates(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
 
     The others weigh 0. Losses are as if every row was there, so no share of labels is changed by it.
     """
-    total: dict[tuple[str, str], float] = {}
-    newest: dict[tuple[str, str], int] = {}
+    total: dict[tuple[Text, str], float] = {}
+    newest: dict[tuple[Text, str], int] = {}
     for place, row in enumerate(rows):
         key = row.text, row.label
         total[key] = total.get(key, 0.0) + row.weight

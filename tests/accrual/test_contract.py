@@ -61,7 +61,7 @@ def test_what_is_no_duration_says_what_is(text: str) -> None:
             "on_expiry: censored",
             "on_expiry: nothing",
             "on_expiry",
-            "neither `censored` nor one of output.classes",
+            "is not `censored` and is not one of output.classes",
         ),
         ("label:\n  field: intent", "label: {field: intent, expression: intent}", "label", "give exactly one of field"),
         ("field: intent", "expression: intnt", "label.expression", "'intnt' is not in outcome.values"),

@@ -1,0 +1,105 @@
+"""What a model says, by the contract's task, and which texts are labels of it.
+
+classification   one of the classes: probabilities that sum to 1
+ranking          which of the row's two texts is chosen: a classification with the classes `first` and `second`
+multilabel       any of the classes, each with a probability of its own; a label names them, joined by commas
+score            a number in [0, 1], as if it were the probability of the one class `score`; a label is a number
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import msgspec
+
+Task = Literal["classification", "ranking", "multilabel", "score"]
+
+SEPARATOR = ","  # between the names in a label of several
+SCORE = "score"
+SIDES = ["first", "second"]
+
+
+class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the model says of a row: `task`, and a probability for each of `classes`.
+
+    `classes`: a score has one, `score`, and a ranking two, `first` and `second`: then it may be left out.
+    `open`: labels outside `classes` may turn up, and become classes of later generations.
+    `prior`: what generation 0 says of every row: shares of the classes or, where each stands by itself, its own rate.
+    """
+
+    task: Task = "classification"
+    classes: list[str] = []
+    open: bool = False
+    prior: dict[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.classes:
+            implied = {"score": [SCORE], "ranking": SIDES}.get(self.task, [])
+            msgspec.structs.force_setattr(self, "classes", implied)
+
+    @property
+    def each(self) -> bool:
+        """Whether every class has a probability of its own: they need not sum to 1."""
+        return self.task in ("multilabel", "score")
+
+    def accepts(self, label: str) -> bool:
+        """Whether a text may be a label."""
+        if self.task == "score":
+            return is_score(label)
+        return self.open or all(name in self.classes for name in self.names_in(label))
+
+    @property
+    def refusal(self) -> str:
+        """What is wrong with a text that is no label."""
+        if self.task == "score":
+            return "is not a number in [0, 1]"
+        return "is not one of output.classes; add it there or set output.open: true"
+
+    def names_in(self, label: str) -> list[str]:
+        """The classes that a label names."""
+        if self.task == "multilabel":
+            return [name for name in label.split(SEPARATOR) if name]
+        return [label]
+
+    def known(self, classes: Sequence[str], labels: Sequence[str]) -> list[str]:
+        """`classes`, and behind them in order those that labels name besides."""
+        if self.task == "score":
+            return list(classes)
+        return [*classes, *sorted({name for label in set(labels) for name in self.names_in(label)} - set(classes))]
+
+
+def is_score(text: str) -> bool:
+    """Whether a text is a number in [0, 1]."""
+    try:
+        return 0.0 <= float(text) <= 1.0
+    except ValueError:
+        return False
+
+
+def output_mistakes(output: Output) -> list[tuple[str, str]]:
+    """What types cannot check, as (contract field, problem and fix)."""
+    task, classes = output.task, output.classes
+    found: list[tuple[str, str]] = []
+    if task == "score" and classes != [SCORE]:
+        found.append(("output.classes", "a score has none: leave it out"))
+    elif task == "ranking" and classes != SIDES:
+        found.append(("output.classes", f"a ranking has `{SIDES[0]}` and `{SIDES[1]}`: leave it out"))
+    elif len(set(classes)) < len(classes) or len(classes) < (1 if output.each else 2):
+        found.append(("output.classes", "name at least two classes, each once"))
+    if task == "multilabel" and (split := [name for name in classes if output.names_in(name) != [name]]):
+        found.append(("output.classes", f"'{split[0]}': a label of several joins names by '{SEPARATOR}'"))
+    if output.open and task in ("score", "ranking"):
+        found.append(("output.open", f"a {task} has no further classes: leave it out"))
+    if output.prior is not None:
+        found += _prior_mistakes(output.prior, output)
+    return found
+
+
+def _prior_mistakes(prior: Mapping[str, float], output: Output) -> list[tuple[str, str]]:
+    if output.each:
+        if set(prior) != set(output.classes) or not all(0 < rate < 1 for rate in prior.values()):
+            return [("output.prior", f"give every one of {', '.join(output.classes)} a rate between 0 and 1")]
+    elif set(prior) != set(output.classes) or abs(sum(prior.values()) - 1) > 1e-6 or min(prior.values()) <= 0:
+        return [("output.prior", "give every class a positive share; shares sum to 1")]
+    return []
