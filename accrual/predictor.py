@@ -102,6 +102,16 @@ class Predictor:
         """The rows' vectors, [texts, dimensions]; None for a constant model."""
         return None if self._encoder is None else self._encoder.vectors(texts)
 
+    def worth(self, inputs: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
+        """Of a ranking: how much each row's first text is worth, [rows]. The greater of two is the likelier choice.
+
+        Differences are log-odds, but for the calibration and for what being first is worth. A constant model: all 0.
+        """
+        if self._encoder is None or self.weight is None:
+            return np.zeros(len(inputs))
+        firsts = self._encoder.texts_of([self.contract.render(row) for row in inputs])[0::2]
+        return np.asarray(self._encoder.embed(firsts) @ (self.weight[0] - self.weight[1]), dtype=np.float64)
+
     def probabilities(self, texts: Sequence[Text]) -> NDArray[np.float64]:
         """[texts, classes], as computed; each row sums to 1, unless each class stands by itself."""
         if self._encoder is None or self.weight is None:

@@ -75,8 +75,8 @@ def log_loss_per_row(probabilities: Floats, truth: Truth) -> NDArray[np.float64]
     """
     p = np.asarray(probabilities, dtype=np.float64)
     if truth.ndim == 2:
-        inside = np.clip(p, SMALLEST, 1 - SMALLEST)
-        return np.asarray(-(truth * np.log(inside) + (1 - truth) * np.log1p(-inside)).mean(axis=1), dtype=np.float64)
+        there, not_there = np.log(np.maximum(p, SMALLEST)), np.log(np.maximum(1 - p, SMALLEST))
+        return np.asarray(-(truth * there + (1 - truth) * not_there).mean(axis=1), dtype=np.float64)
     return np.asarray(-np.log(np.maximum(_of_truth(p, truth), SMALLEST)), dtype=np.float64)
 
 
@@ -85,12 +85,18 @@ def log_loss(probabilities: Floats, truth: Truth) -> float:
     return float(log_loss_per_row(probabilities, truth).mean())
 
 
-def accuracy(probabilities: Floats, truth: Truth) -> float:
-    """Share of rows whose likeliest class is the label.
-
-    Where each class stands by itself, of rows with all of them on the right side of 1/2.
+def hits_per_row(probabilities: Floats, truth: Truth) -> NDArray[np.bool_]:
+    """Whether each row's likeliest class is the label; where each stands by itself, whether all are on the right side
+    of 1/2.
     """
-    return float(_hits(probabilities, truth).mean())
+    if truth.ndim == 2:
+        return np.asarray(((probabilities >= 0.5) == (truth >= 0.5)).all(axis=1))
+    return np.asarray(np.argmax(probabilities, axis=1) == truth)
+
+
+def accuracy(probabilities: Floats, truth: Truth) -> float:
+    """Share of rows that are right (`hits_per_row`)."""
+    return float(hits_per_row(probabilities, truth).mean())
 
 
 def rank_correlation(said: Floats, was: Floats) -> float | None:
@@ -160,7 +166,7 @@ def intervals(probabilities: Floats, truth: Truth) -> dict[str, tuple[float, flo
     Of accuracy Wilson's (1927); of Brier score and log-loss, means over rows, the normal approximation; of ECE the
     basic bootstrap (Davison and Hinkley 1997, chapter 5), which takes off what chance adds: it may lie below the ECE.
     """
-    hits = _hits(probabilities, truth).mean()
+    hits = hits_per_row(probabilities, truth).mean()
     said, happened = _event(probabilities, truth)
     return {
         "accuracy": _wilson(float(hits), len(truth)),
@@ -205,12 +211,6 @@ def _of_gap(bins: NDArray[np.int64], differences: NDArray[np.float64]) -> tuple[
     drawn = (chance.integers(len(bins), size=len(bins)) for _ in range(_RESAMPLES))
     low, high = np.quantile([_gap(bins[rows], differences[rows]) for rows in drawn], [0.025, 0.975])
     return max(0.0, 2 * found - float(high)), max(0.0, 2 * found - float(low))
-
-
-def _hits(probabilities: Floats, truth: Truth) -> NDArray[np.bool_]:
-    if truth.ndim == 2:
-        return np.asarray(((probabilities >= 0.5) == (truth >= 0.5)).all(axis=1))
-    return np.asarray(np.argmax(probabilities, axis=1) == truth)
 
 
 def _ranks(values: Floats) -> NDArray[np.float64]:

@@ -90,20 +90,18 @@ def matrix(
     `load` gives the predictor of a bundle. Raises BundleError when one is gone or altered.
     """
     shown = [(window, some) for window, some in zip(windows, rows, strict=True) if some]
-    texts = [row.text for _, some in shown for row in some]
+    texts, labels = [row.text for _, some in shown for row in some], [row.label for _, some in shown for row in some]
     ends = np.cumsum([len(some) for _, some in shown])[:-1]
     names, brier, accuracy, learned = [], [], [], []
     for model in models:
         predictor = load(model.bundle)
-        truth = scores.truth_of(
-            predictor.contract.output, [row.label for _, some in shown for row in some], predictor.classes
-        )
+        truth = scores.truth_of(predictor.contract.output, labels, predictor.classes)
         said = predictor.probabilities(texts)
         brier.append(_by_window(scores.brier_per_row(said, truth), ends))
         taught = model.published.windows if model.published else model.run.windows if model.run else []
         names.append(model.model)
         learned.append([window.window in taught for window, _ in shown])
-        accuracy.append(_by_window((said.argmax(axis=1) == truth).astype(np.float64), ends))
+        accuracy.append(_by_window(scores.hits_per_row(said, truth).astype(np.float64), ends))
     return Matrix(
         models=names,
         windows=[window.window for window, _ in shown],

@@ -15,7 +15,7 @@ def model_card(contract: Contract, manifest: Manifest, classes: Sequence[str], c
     """What the model is, what made it, and where its record is. How it did is known only later: that is the ledger."""
     constant = manifest.base_digest is None
     front = {
-        "pipeline_tag": "text-classification",
+        "pipeline_tag": "text-ranking" if contract.output.task == "ranking" else "text-classification",
         "tags": ["accrual", contract.stream],
         **({} if constant else {"base_model": manifest.base}),
         **({"library_name": "peft"} if manifest.version else {}),
@@ -34,11 +34,13 @@ def model_card(contract: Contract, manifest: Manifest, classes: Sequence[str], c
         )
     else:
         kind = (
-            "Says of every row what the contract's `output.prior` says."
+            "Says the same of every row: what the contract's `output.prior` says, or that all is as likely."
             if constant
             else f"The label whose name is most like the text, by `{manifest.base}`."
         )
         data = "None: this is generation 0, made from the contract alone."
+    of_pair = contract.training.second_template
+    templates = f"`{contract.training.template}`" + (f" and `{of_pair}`" if of_pair is not None else "")
     return f"""---
 {yaml.safe_dump(front, sort_keys=False).strip()}
 ---
@@ -49,7 +51,8 @@ def model_card(contract: Contract, manifest: Manifest, classes: Sequence[str], c
 
 {kind}
 
-- Input: `{contract.training.template}`
+- Input: {templates}
+- Task: {contract.output.task}
 - Classes ({len(classes)}): {", ".join(classes)}
 - Calibration: {calibrator.description}
 

@@ -85,9 +85,16 @@ def _in_words(contract: Contract) -> str:
     hidden = [name for name, field in {**contract.inputs, **contract.outcome.values}.items() if field.pii]
     if contract.join is not None and contract.join.pseudonymise:
         hidden.append(contract.join.by)
-    classes = f"{len(contract.output.classes)} classes" + (" and those to come" if contract.output.open else "")
+    output = contract.output
+    classes = f"{len(output.classes)} classes" + (" and those to come" if output.open else "")
+    says = {
+        "classification": classes,
+        "multilabel": f"any of {classes}",
+        "ranking": "the choice between two texts",
+        "score": "a score in [0, 1]",
+    }[output.task]
     return (
-        f"Stream '{contract.stream}': {len(contract.inputs)} inputs, {classes}; "
+        f"Stream '{contract.stream}': {len(contract.inputs)} inputs, {says}; "
         f"the label is {_label_in_words(contract.label)}. {joined}"
         f"A prediction without an outcome after {contract.horizon} {expired}; {late}. "
         f"Windows of {contract.training.window_rows} labeled rows; a training cycle {_trained_in_words(contract)}."

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
 
 from accrual import scores
+from accrual.output import Output
 
 
 @st.composite
@@ -113,3 +115,45 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     for name, least in {"accuracy": 0.9, "brier": 0.9, "log_loss": 0.9, "ece": 0.85}.items():
         inside = np.mean([low <= truth[name] <= high for low, high in (sample[name] for sample in samples)])
         assert least <= inside <= 0.995, name
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60))
+def test_a_class_by_itself_is_scored_as_the_second_of_two(rows: list[tuple[float, bool]]) -> None:
+    said, happened = np.array([[p] for p, _ in rows]), np.array([[float(y)] for _, y in rows])
+    two, index = np.column_stack([1 - said, said]), happened[:, 0].astype(np.int64)
+    for figure in (scores.brier, scores.log_loss, scores.ece, scores.calibration_error):
+        assert figure(said, happened) == pytest.approx(figure(two, index), abs=1e-9)
+    assert scores.reliability(said, happened) == scores.reliability(two, index)
+
+
+@given(st.lists(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=3, max_size=3), min_size=1, max_size=20))
+def test_several_labels_are_as_many_questions(rows: list[list[tuple[float, bool]]]) -> None:
+    said = np.array([[p for p, _ in row] for row in rows])
+    truth = np.array([[float(y) for _, y in row] for row in rows])
+    for of_row in (scores.brier_per_row, scores.log_loss_per_row):
+        of_each = [of_row(said[:, [k]], truth[:, [k]]) for k in range(3)]
+        assert of_row(said, truth) == pytest.approx(np.mean(of_each, axis=0))
+    assert 0 <= scores.brier_per_row(said, truth).min() and scores.brier_per_row(said, truth).max() <= 2
+    assert scores.ece(said, truth) == pytest.approx(scores.ece(said.reshape(-1, 1), truth.reshape(-1, 1)))
+
+
+def test_truth_of_labels() -> None:
+    several = Output(task="multilabel", classes=["joy", "love"])
+    assert scores.truth_of(several, ["love,joy", "", "love", "grief"], several.classes).tolist() == [
+        [1, 1],
+        [0, 0],
+        [0, 1],
+        [0, 0],
+    ]
+    assert scores.truth_of(Output(task="score"), ["0.25", "1"], ["score"]).tolist() == [[0.25], [1.0]]
+    assert scores.truth_of(Output(task="ranking"), ["second", "first"], ["first", "second"]).tolist() == [1, 0]
+    assert scores.truth_of(several, [], several.classes).shape == (0, 2)
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.1, 0.2, 0.2, 0.9]), st.integers(0, 3)), min_size=2, max_size=30))
+def test_rank_correlation_is_scipys(rows: list[tuple[float, int]]) -> None:
+    said, was = np.array([a for a, _ in rows]), np.array([float(b) for _, b in rows])
+    if len(set(said)) == 1 or len(set(was)) == 1:
+        assert scores.rank_correlation(said, was) is None
+    else:
+        assert scores.rank_correlation(said, was) == pytest.approx(spearmanr(said, was).statistic)

@@ -3,11 +3,14 @@
 from datetime import UTC, datetime, timedelta
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from accrual import scores
 from accrual.events import NULL, Distribution, GroundTruth
+from accrual.output import Output
 from streams.monitor import Quality, exposition
 from streams.quality import Tally
 
@@ -51,6 +54,33 @@ def test_figures_are_those_of_a_direct_computation(cases: list[tuple[str, float]
     assert figures["brier"] == pytest.approx(sum(brier) / len(cases))
     assert figures["label_delay_s"] == pytest.approx(1800)
     assert 0 <= tally.ece() <= 1
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), st.sets(st.sampled_from("ab"))), min_size=1, max_size=30))
+def test_figures_of_several_labels_are_the_trainers(cases: list[tuple[float, float, set[str]]]) -> None:
+    tally, labels = Tally(), [",".join(sorted(names)) for _, _, names in cases]
+    for (a, b, _), label in zip(cases, labels, strict=True):
+        output = Distribution(task="multilabel", label="", probabilities={"a": a, "b": b})
+        tally.add(row(label, output), output)
+    said = np.array([[a, b] for a, b, _ in cases])
+    truth = scores.truth_of(Output(task="multilabel", classes=["a", "b"]), labels, ["a", "b"])
+    assert_same(tally, said, truth)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=30))
+def test_figures_of_scores_are_the_trainers(cases: list[tuple[float, float]]) -> None:
+    tally = Tally()
+    for p, truth in cases:
+        output = Distribution(task="score", label=str(p), probabilities={"score": p})
+        tally.add(row(str(truth), output), output)
+    assert_same(tally, np.array([[p] for p, _ in cases]), np.array([[truth] for _, truth in cases]))
+
+
+def assert_same(tally: Tally, said: np.ndarray, truth: np.ndarray) -> None:
+    figures = tally.figures()
+    assert figures["accuracy"] == pytest.approx(scores.accuracy(said, truth))
+    assert figures["brier"] == pytest.approx(scores.brier(said, truth))
+    assert figures["ece"] == pytest.approx(scores.ece(said, truth))
 
 
 @given(rows, rows)
