@@ -22,7 +22,9 @@ from accrual.config import Config
 from accrual.contract import Contract, Text, load_contract
 from accrual.errors import BundleError
 from accrual.events import Distribution
+from accrual.judged import Judged, judged
 from accrual.output import SEPARATOR
+from accrual.scores import truth_of
 
 if TYPE_CHECKING:
     from accrual.encoder import Encoder
@@ -111,6 +113,10 @@ class Predictor:
             return np.zeros(len(inputs))
         firsts = self._encoder.texts_of([self.contract.render(row) for row in inputs])[0::2]
         return np.asarray(self._encoder.embed(firsts) @ (self.weight[0] - self.weight[1]), dtype=np.float64)
+
+    def judge(self, texts: Sequence[Text], labels: Sequence[str]) -> Judged:
+        """What the model says of rows, beside their labels."""
+        return judged(self.probabilities(texts), truth_of(self.contract.output, labels, self.classes))
 
     def probabilities(self, texts: Sequence[Text]) -> NDArray[np.float64]:
         """[texts, classes], as computed; each row sums to 1, unless each class stands by itself."""

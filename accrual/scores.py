@@ -127,7 +127,11 @@ def ece(probabilities: Floats, truth: Truth) -> float:
     Chance alone makes it greater than 0, the more so the fewer the rows: models on different rows compare by
     `calibration_error`.
     """
-    said, happened = _event(probabilities, truth)
+    return ece_of(*event_of(probabilities, truth))
+
+
+def ece_of(said: NDArray[np.float64], happened: NDArray[np.float64]) -> float:
+    """`ece` of events: their probabilities, and whether they happened."""
     return _gap(_equal_widths(said), said - happened)
 
 
@@ -138,7 +142,11 @@ def calibration_error(probabilities: Floats, truth: Truth) -> float:
     own mean is taken off the square of its gap. Theirs is a root mean square; here the root is taken of each bin, which
     keeps the unit of `ece` and strays half as much from sample to sample (0.013 against 0.027 on 400 honest rows).
     """
-    said, happened = _event(probabilities, truth)
+    return calibration_error_of(*event_of(probabilities, truth))
+
+
+def calibration_error_of(said: NDArray[np.float64], happened: NDArray[np.float64]) -> float:
+    """`calibration_error` of events: their probabilities, and whether they happened."""
     bins = max(1, min(BINS, len(said) // _ROWS_IN_A_BIN))
     edges = np.unique(np.quantile(said, np.linspace(0, 1, bins + 1)[1:-1]))  # equal probabilities stay together
     where = np.searchsorted(edges, said, side="right")
@@ -150,9 +158,8 @@ def calibration_error(probabilities: Floats, truth: Truth) -> float:
     return float((rows * np.sqrt(np.maximum(0.0, gap**2 - chance))).sum() / len(said))
 
 
-def reliability(probabilities: Floats, truth: Truth) -> list[Bin]:
+def reliability(said: NDArray[np.float64], happened: NDArray[np.float64]) -> list[Bin]:
     """The reliability curve in the bins of `ece`, those without rows left out: what was said, and what happened."""
-    said, happened = _event(probabilities, truth)
     where = _equal_widths(said)
     return [
         Bin(float(said[where == b].mean()), float(happened[where == b].mean()), int((where == b).sum()))
@@ -160,23 +167,30 @@ def reliability(probabilities: Floats, truth: Truth) -> list[Bin]:
     ]
 
 
-def intervals(probabilities: Floats, truth: Truth) -> dict[str, tuple[float, float]]:
-    """95% confidence intervals, if rows are independent, of `accuracy`, `brier`, `log_loss` and `ece`.
-
-    Of accuracy Wilson's (1927); of Brier score and log-loss, means over rows, the normal approximation; of ECE the
-    basic bootstrap (Davison and Hinkley 1997, chapter 5), which takes off what chance adds: it may lie below the ECE.
-    """
-    hits = hits_per_row(probabilities, truth).mean()
-    said, happened = _event(probabilities, truth)
-    return {
-        "accuracy": _wilson(float(hits), len(truth)),
-        "brier": _of_mean(brier_per_row(probabilities, truth)),
-        "log_loss": _of_mean(log_loss_per_row(probabilities, truth)),
-        "ece": _of_gap(_equal_widths(said), said - happened),
-    }
+def interval_of_share(share: float, rows: int) -> tuple[float, float]:
+    """95% confidence interval of a share of independent rows (Wilson 1927)."""
+    middle = (share + _Z**2 / (2 * rows)) / (1 + _Z**2 / rows)
+    half = _Z / (1 + _Z**2 / rows) * math.sqrt(share * (1 - share) / rows + _Z**2 / (4 * rows**2))
+    return middle - half, middle + half
 
 
-def _event(probabilities: Floats, truth: Truth) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def interval_of_mean(values: NDArray[np.float64]) -> tuple[float, float]:
+    """95% confidence interval of the mean of independent rows, by the normal approximation."""
+    mean = float(values.mean())
+    error = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else mean
+    return mean - _Z * error, mean + _Z * error
+
+
+def interval_of_ece(said: NDArray[np.float64], happened: NDArray[np.float64]) -> tuple[float, float]:
+    """95% confidence interval of `ece` by the basic bootstrap: twice what was found less what resamples show."""
+    bins, differences = _equal_widths(said), said - happened
+    found, chance = _gap(bins, differences), np.random.default_rng(len(bins))
+    drawn = (chance.integers(len(bins), size=len(bins)) for _ in range(_RESAMPLES))
+    low, high = np.quantile([_gap(bins[rows], differences[rows]) for rows in drawn], [0.025, 0.975])
+    return max(0.0, 2 * found - float(high)), max(0.0, 2 * found - float(low))
+
+
+def event_of(probabilities: Floats, truth: Truth) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """What calibration is about: the probability of an event that was said, and whether it happened (1 or 0)."""
     p = np.asarray(probabilities, dtype=np.float64)
     if truth.ndim == 2:
@@ -192,25 +206,6 @@ def _equal_widths(said: NDArray[np.float64]) -> NDArray[np.int64]:
 
 def _gap(bins: NDArray[np.int64], differences: NDArray[np.float64]) -> float:
     return float(np.abs(np.bincount(bins, weights=differences)).sum() / len(bins))
-
-
-def _of_mean(values: NDArray[np.float64]) -> tuple[float, float]:
-    mean = float(values.mean())
-    error = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else mean
-    return mean - _Z * error, mean + _Z * error
-
-
-def _wilson(share: float, rows: int) -> tuple[float, float]:
-    middle = (share + _Z**2 / (2 * rows)) / (1 + _Z**2 / rows)
-    half = _Z / (1 + _Z**2 / rows) * math.sqrt(share * (1 - share) / rows + _Z**2 / (4 * rows**2))
-    return middle - half, middle + half
-
-
-def _of_gap(bins: NDArray[np.int64], differences: NDArray[np.float64]) -> tuple[float, float]:
-    found, chance = _gap(bins, differences), np.random.default_rng(len(bins))
-    drawn = (chance.integers(len(bins), size=len(bins)) for _ in range(_RESAMPLES))
-    low, high = np.quantile([_gap(bins[rows], differences[rows]) for rows in drawn], [0.025, 0.975])
-    return max(0.0, 2 * found - float(high)), max(0.0, 2 * found - float(low))
 
 
 def _ranks(values: Floats) -> NDArray[np.float64]:

@@ -229,7 +229,7 @@ class Trainer:
         judged = [w for w in windows if w.window in self._ledger.judged(challenger.run_id) or w == now]
         at, run_id = datetime.now(UTC), challenger.run_id
         ours = self._score(contract, challenger.digest or "", judged)
-        if not len(ours[-1].truth):
+        if not ours[-1].ids:
             log.warning("window %d of %s has no row left to judge on: the next one judges", now.window, contract.stream)
             self._empty.add((contract.stream, now.window))
             return

@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from accrual import scores
 from accrual.bundle import lineage
+from accrual.judged import Judged, together
 from accrual.ledger import Evaluation, SliceScores
 from accrual.predictor import Predictor
 from trainer.select import Window
@@ -23,7 +23,7 @@ MOST_SLICES = 100  # a field of many values by mistake must not make an entry th
 
 
 class Scored(msgspec.Struct, frozen=True):
-    """What a model said of a window's rows, and what was true; figures and the gate's evidence follow from it.
+    """What a model said of a window's rows, beside what was true; figures and the gate's evidence follow from it.
 
     `slices` are the names (`grade=C`) of those that each row is in.
     """
@@ -31,14 +31,8 @@ class Scored(msgspec.Struct, frozen=True):
     model: str
     window: Window
     ids: list[str]
-    probabilities: NDArray[np.float64]
-    truth: NDArray[np.int64] | NDArray[np.float64]
+    judged: Judged
     slices: list[tuple[str, ...]]
-
-    @property
-    def brier(self) -> NDArray[np.float64]:
-        """Each row's Brier score."""
-        return scores.brier_per_row(self.probabilities, self.truth)
 
     def entry(
         self,
@@ -49,42 +43,36 @@ class Scored(msgspec.Struct, frozen=True):
         **verdict: Any,
     ) -> Evaluation:
         """The ledger's record of it. Of a challenger: `loss_at_most` by slice, and `e_value` and `verdict`."""
-        two = self.probabilities.shape[1] == 2 and self.truth.ndim == 1
+        found = self.judged
         return Evaluation(
             stream=self.window.stream,
             run_id=run_id,
             window=self.window.window,
             model=self.model,
             role=role,
-            rows=len(self.truth),
-            accuracy=scores.accuracy(self.probabilities, self.truth),
-            auroc=scores.auroc(self.probabilities[:, 1], self.truth == 1) if two else None,
-            rank_correlation=self._rank_correlation(),
-            brier=float(self.brier.mean()),
-            log_loss=scores.log_loss(self.probabilities, self.truth),
-            ece=scores.ece(self.probabilities, self.truth),
+            rows=len(self.ids),
+            accuracy=found.accuracy,
+            auroc=found.auroc,
+            brier=float(found.brier.mean()),
+            log_loss=float(found.log_loss.mean()),
+            ece=found.ece,
             coverage=self.window.coverage,
-            calibration_error=scores.calibration_error(self.probabilities, self.truth),
-            intervals=scores.intervals(self.probabilities, self.truth),
-            reliability=scores.reliability(self.probabilities, self.truth),
+            calibration_error=found.calibration_error,
+            rank_correlation=found.rank_correlation,
+            intervals=found.intervals,
+            reliability=found.reliability,
             slices=self._slice_scores(loss_at_most or {}),
             at=at,
             **verdict,
         )
-
-    def _rank_correlation(self) -> float | None:
-        if self.probabilities.shape[1] > 1:
-            return None
-        return scores.rank_correlation(self.probabilities.ravel(), np.asarray(self.truth, dtype=np.float64).ravel())
 
     def _slice_scores(self, loss_at_most: Mapping[str, float]) -> list[SliceScores]:
         largest = Counter(name for names in self.slices for name in names).most_common(MOST_SLICES)
         found = []
         for name, rows in sorted(largest):
             inside = _inside(self.slices, name)
-            said, truth = self.probabilities[inside], self.truth[inside]
-            accuracy, brier = scores.accuracy(said, truth), scores.brier(said, truth)
-            found.append(SliceScores(name, rows, accuracy, brier, loss_at_most.get(name)))
+            accuracy, brier = self.judged.hits[inside].mean(), self.judged.brier[inside].mean()
+            found.append(SliceScores(name, rows, float(accuracy), float(brier), loss_at_most.get(name)))
         return found
 
 
@@ -94,15 +82,14 @@ def score(predictor: Predictor, window: Window, rows: Sequence[Row]) -> Scored:
         predictor.model,
         window,
         [row.prediction_id for row in rows],
-        predictor.probabilities([row.text for row in rows]),
-        scores.truth_of(predictor.contract.output, [row.label for row in rows], predictor.classes),
+        predictor.judge([row.text for row in rows], [row.label for row in rows]),
         [row.slices for row in rows],
     )
 
 
 def gains_of(ours: Sequence[Scored], theirs: Sequence[Scored]) -> list[NDArray[np.float64]]:
     """For each window the rows' Brier scores of `theirs` less those of `ours`: the evidence of the gate."""
-    return [their.brier - our.brier for our, their in zip(ours, theirs, strict=True)]
+    return [their.judged.brier - our.judged.brier for our, their in zip(ours, theirs, strict=True)]
 
 
 def by_slice(parts: Sequence[Scored], gains: Sequence[NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
@@ -117,9 +104,7 @@ def by_slice(parts: Sequence[Scored], gains: Sequence[NDArray[np.float64]]) -> d
 
 def calibration_error_of(parts: Sequence[Scored]) -> float:
     """Calibration error of one model over several windows together, without what chance adds to it."""
-    return scores.calibration_error(
-        np.concatenate([part.probabilities for part in parts]), np.concatenate([part.truth for part in parts])
-    )
+    return together([part.judged for part in parts]).calibration_error
 
 
 def learned_from(store: Path, bundle: str, parts: Sequence[Scored]) -> list[str]:

@@ -8,9 +8,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from accrual import scores
 from accrual.contract import shown
 from accrual.ledger import Bin
 from accrual.predictor import Predictor
@@ -52,10 +50,9 @@ def examine(
 ) -> Examination:
     """Score both models on the rows of a window and compare them. `inputs`: each row's, as the contract names them."""
     texts, labels = [row.text for row in rows], [row.label for row in rows]
-    said = {model.model: model.probabilities(texts) for model in (before, after)}
     output = after.contract.output
-    truth = {model.model: scores.truth_of(output, labels, model.classes) for model in (before, after)}
-    brier = {name: scores.brier_per_row(said[name], truth[name]) for name in said}
+    judged = {model.model: model.judge(texts, labels) for model in (before, after)}
+    brier = {name: found.brier for name, found in judged.items()}
     by_label = _quarters([float(label) for label in labels]) if output.task == "score" else labels
     groups: dict[str, Sequence[str | None]] = {"label": by_label, **_by_value(inputs)}
     vectors = after.vectors(texts)
@@ -66,17 +63,21 @@ def examine(
         after=after.model,
         before=before.model,
         rows=len(rows),
-        reliability={name: scores.reliability(said[name], truth[name]) for name in said},
+        reliability={name: found.reliability for name, found in judged.items()},
         slices=slice_changes(groups, brier[before.model], brier[after.model]),
-        worst=[_worst_row(rows[i], said[after.model][i], after) for i in worst],
+        worst=_worst_rows([rows[i] for i in worst], after),
     )
 
 
-def _worst_row(row: Row, said: NDArray[np.float64], model: Predictor) -> WorstRow:
+def _worst_rows(rows: Sequence[Row], model: Predictor) -> list[WorstRow]:
     output, places = model.contract.output, {name: at for at, name in enumerate(model.classes)}
-    named = [float(said[places[name]]) if name in places else 0.0 for name in output.names_in(row.label)]
-    of_label = 1 - abs(float(said[0]) - float(row.label)) if output.task == "score" else min(named, default=1.0)
-    return WorstRow(row.prediction_id, shown(row.text), row.label, model.label_of(said), float(said.max()), of_label)
+    found = []
+    for row, said in zip(rows, model.probabilities([row.text for row in rows]), strict=True):
+        named = [float(said[places[name]]) if name in places else 0.0 for name in output.names_in(row.label)]
+        of_label = 1 - abs(float(said[0]) - float(row.label)) if output.task == "score" else min(named, default=1.0)
+        label = model.label_of(said)
+        found.append(WorstRow(row.prediction_id, shown(row.text), row.label, label, float(said.max()), of_label))
+    return found
 
 
 def _by_value(inputs: Sequence[Mapping[str, Any]]) -> dict[str, Sequence[str | None]]:

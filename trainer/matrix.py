@@ -20,7 +20,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from accrual import scores
 from accrual.predictor import Predictor
 from trainer.generations import Candidate
 from trainer.select import Window
@@ -95,13 +94,12 @@ def matrix(
     names, brier, accuracy, learned = [], [], [], []
     for model in models:
         predictor = load(model.bundle)
-        truth = scores.truth_of(predictor.contract.output, labels, predictor.classes)
-        said = predictor.probabilities(texts)
-        brier.append(_by_window(scores.brier_per_row(said, truth), ends))
+        found = predictor.judge(texts, labels)
+        brier.append(_by_window(found.brier, ends))
         taught = model.published.windows if model.published else model.run.windows if model.run else []
         names.append(model.model)
         learned.append([window.window in taught for window, _ in shown])
-        accuracy.append(_by_window(scores.hits_per_row(said, truth).astype(np.float64), ends))
+        accuracy.append(_by_window(found.hits.astype(np.float64), ends))
     return Matrix(
         models=names,
         windows=[window.window for window, _ in shown],

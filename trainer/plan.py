@@ -8,7 +8,6 @@ from typing import Literal
 
 import msgspec
 
-from accrual import scores
 from accrual.contract import Contract
 from accrual.lake import Lake
 from accrual.ledger import Evaluation, Generation, Run
@@ -137,7 +136,7 @@ def rises_of(said: Said, stream: str, scored: Callable[[Generation], Scored]) ->
     if champion is None or not then:
         return None, None
     now = scored(champion)
-    return float(now.brier.mean()) - then[-1].brier, scores.ece(now.probabilities, now.truth) - then[-1].ece
+    return float(now.judged.brier.mean()) - then[-1].brier, now.judged.ece - then[-1].ece
 
 
 def _knows_nothing_of(window: Window, model: Generation | Run | None) -> bool:

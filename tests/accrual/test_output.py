@@ -41,7 +41,7 @@ def test_a_score_is_a_number_between_0_and_1(tmp_path: Path) -> None:
 def test_a_label_of_several_names_known_classes(tmp_path: Path) -> None:
     it = contract(tmp_path, output={"task": "multilabel", "classes": ["joy", "love"]})
     assert [it.label_of({"said": text}) for text in ("love,joy", "joy", "")] == ["love,joy", "joy", ""]
-    with pytest.raises(Rejected, match="label 'joy,grief' is not one of output.classes"):
+    with pytest.raises(Rejected, match=r"label 'joy,grief' is not one of output\.classes"):
         it.label_of({"said": "joy,grief"})
     opening = contract(tmp_path, output={"task": "multilabel", "classes": ["joy"], "open": True})
     assert opening.label_of({"said": "joy,grief"}) == "joy,grief"

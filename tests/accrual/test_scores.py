@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from accrual import scores
+from accrual.judged import judged
 from accrual.output import Output
 
 
@@ -94,11 +95,11 @@ def test_a_model_that_says_the_same_of_all_is_judged_by_the_rate_alone() -> None
 @given(predictions())
 def test_the_reliability_curve_holds_every_row_once_and_gives_the_ece(case: tuple[np.ndarray, np.ndarray]) -> None:
     p, truth = case
-    curve = scores.reliability(p, truth)
+    curve = judged(p, truth).reliability
     assert sum(b.rows for b in curve) == len(truth)
     assert sum(b.rows * abs(b.said - b.happened) for b in curve) / len(truth) == pytest.approx(scores.ece(p, truth))
     assert scores.calibration_error(p, truth) >= 0
-    for name, (low, high) in scores.intervals(p, truth).items():
+    for name, (low, high) in judged(p, truth).intervals.items():
         assert low <= high, name
 
 
@@ -111,7 +112,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
         "log_loss": scores.log_loss(*much),
         "ece": scores.ece(*much),
     }
-    samples = [scores.intervals(*_honest(400, seed, shift=0.06)) for seed in range(2, 152)]
+    samples = [judged(*_honest(400, seed, shift=0.06)).intervals for seed in range(2, 152)]
     for name, least in {"accuracy": 0.9, "brier": 0.9, "log_loss": 0.9, "ece": 0.85}.items():
         inside = np.mean([low <= truth[name] <= high for low, high in (sample[name] for sample in samples)])
         assert least <= inside <= 0.995, name
@@ -123,7 +124,8 @@ def test_a_class_by_itself_is_scored_as_the_second_of_two(rows: list[tuple[float
     two, index = np.column_stack([1 - said, said]), happened[:, 0].astype(np.int64)
     for figure in (scores.brier, scores.log_loss, scores.ece, scores.calibration_error):
         assert figure(said, happened) == pytest.approx(figure(two, index), abs=1e-9)
-    assert scores.reliability(said, happened) == scores.reliability(two, index)
+    alone, second = judged(said, happened), judged(two, index)
+    assert (alone.reliability, alone.auroc) == (second.reliability, second.auroc)
 
 
 @given(st.lists(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=3, max_size=3), min_size=1, max_size=20))
@@ -133,7 +135,7 @@ def test_several_labels_are_as_many_questions(rows: list[list[tuple[float, bool]
     for of_row in (scores.brier_per_row, scores.log_loss_per_row):
         of_each = [of_row(said[:, [k]], truth[:, [k]]) for k in range(3)]
         assert of_row(said, truth) == pytest.approx(np.mean(of_each, axis=0))
-    assert 0 <= scores.brier_per_row(said, truth).min() and scores.brier_per_row(said, truth).max() <= 2
+    assert scores.brier_per_row(said, truth).min() >= 0 and scores.brier_per_row(said, truth).max() <= 2
     assert scores.ece(said, truth) == pytest.approx(scores.ece(said.reshape(-1, 1), truth.reshape(-1, 1)))
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from accrual import scores
 from accrual.events import encode
+from accrual.judged import judged
 from accrual.ledger import decode_ledger_entry
 from trainer import evaluate
 from trainer.evaluate import MOST_SLICES, Scored, by_slice, calibration_error_of, gains_of, learned_from
@@ -22,7 +23,7 @@ def scored(model: str, window: int, rows: int = 90, seed: int = 1, slices: int =
     truth = np.random.default_rng(window).integers(-1, 3, rows)
     names = [(f"grade={n % slices}", f"term={n % 2}") for n in range(rows)]
     place = Window("loans", window, 7, AT, AT, 0.9)
-    return Scored(model, place, [f"{window}-{n}" for n in range(rows)], probabilities, truth, names)
+    return Scored(model, place, [f"{window}-{n}" for n in range(rows)], judged(probabilities, truth), names)
 
 
 def test_an_entry_says_of_each_slice_what_its_rows_say_and_comes_back_from_the_wire() -> None:
@@ -32,8 +33,8 @@ def test_an_entry_says_of_each_slice_what_its_rows_say_and_comes_back_from_the_w
     one = entry.slices[1]
     inside = np.arange(90) % 3 == 1
     assert (one.rows, one.loss_at_most) == (30, 0.04)
-    assert one.brier == pytest.approx(part.brier[inside].mean())
-    assert one.accuracy == scores.accuracy(part.probabilities[inside], part.truth[inside])
+    assert one.brier == pytest.approx(part.judged.brier[inside].mean())
+    assert one.accuracy == part.judged.hits[inside].mean()
     assert entry.slices[0].loss_at_most is None
     assert decode_ledger_entry(encode(entry)) == entry
 
@@ -48,13 +49,12 @@ def test_the_gates_evidence_is_of_the_same_rows_over_all_windows() -> None:
     ours, theirs = [scored("loans@2", n, seed=5) for n in (3, 4)], [scored("loans@1", n, seed=6) for n in (3, 4)]
     gains = gains_of(ours, theirs)
     assert [len(g) for g in gains] == [90, 90]
-    assert gains[1] == pytest.approx(theirs[1].brier - ours[1].brier)
+    assert gains[1] == pytest.approx(theirs[1].judged.brier - ours[1].judged.brier)
     slices = by_slice(ours, gains)
     assert slices["grade=2"] == pytest.approx(np.concatenate([g[2::3] for g in gains]))
     assert sum(len(slices[f"term={n}"]) for n in (0, 1)) == 180
-    assert calibration_error_of(ours) == scores.calibration_error(
-        np.concatenate([part.probabilities for part in ours]), np.concatenate([part.truth for part in ours])
-    )
+    both = [np.concatenate([getattr(part.judged, name) for part in ours]) for name in ("said", "happened")]
+    assert calibration_error_of(ours) == scores.calibration_error_of(*both)
 
 
 def test_rows_that_taught_are_found_in_any_judged_window(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,99 @@
+"""Judged: a model's answers to some rows beside what was true, as all figures of a window see them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from accrual import scores
+from accrual.ledger import Bin
+
+
+class Judged(msgspec.Struct, frozen=True):
+    """By row: `brier`, `log_loss`, and `hits`, whether it is right. By question, of which calibration is: `said`, the
+    probability of an event, and `happened`, 0 to 1. `binary`: each row is one question, and its event is what counts.
+    """
+
+    brier: NDArray[np.float64]
+    log_loss: NDArray[np.float64]
+    hits: NDArray[np.bool_]
+    said: NDArray[np.float64]
+    happened: NDArray[np.float64]
+    binary: bool = False
+
+    @property
+    def accuracy(self) -> float:
+        """The share of the rows that are right."""
+        return float(self.hits.mean())
+
+    @property
+    def auroc(self) -> float | None:
+        """See `scores.auroc`; None unless each row is a question of yes or no."""
+        if not self.binary or not np.isin(self.happened, (0.0, 1.0)).all():
+            return None
+        return scores.auroc(self.said, self.happened == 1)
+
+    @property
+    def rank_correlation(self) -> float | None:
+        """See `scores.rank_correlation`; None unless each row has a number that is neither yes nor no."""
+        if not self.binary or np.isin(self.happened, (0.0, 1.0)).all():
+            return None
+        return scores.rank_correlation(self.said, self.happened)
+
+    @property
+    def ece(self) -> float:
+        """See `scores.ece`."""
+        return scores.ece_of(self.said, self.happened)
+
+    @property
+    def calibration_error(self) -> float:
+        """See `scores.calibration_error`."""
+        return scores.calibration_error_of(self.said, self.happened)
+
+    @property
+    def reliability(self) -> list[Bin]:
+        """See `scores.reliability`."""
+        return scores.reliability(self.said, self.happened)
+
+    @property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """95% confidence intervals, if rows are independent, of `accuracy`, `brier`, `log_loss` and `ece`.
+
+        Of accuracy Wilson's (1927); of Brier score and log-loss, means over rows, the normal approximation; of ECE the
+        basic bootstrap (Davison and Hinkley 1997, chapter 5), which takes off what chance adds: it may lie below the
+        ECE.
+        """
+        return {
+            "accuracy": scores.interval_of_share(self.accuracy, len(self.hits)),
+            "brier": scores.interval_of_mean(self.brier),
+            "log_loss": scores.interval_of_mean(self.log_loss),
+            "ece": scores.interval_of_ece(self.said, self.happened),
+        }
+
+
+def judged(probabilities: scores.Floats, truth: scores.Truth) -> Judged:
+    """What came of probabilities [rows, classes]; `truth` as in accrual/scores.py."""
+    said, happened = scores.event_of(probabilities, truth)
+    return Judged(
+        brier=scores.brier_per_row(probabilities, truth),
+        log_loss=scores.log_loss_per_row(probabilities, truth),
+        hits=scores.hits_per_row(probabilities, truth),
+        said=said,
+        happened=happened,
+        binary=probabilities.shape[1] == (2 if truth.ndim == 1 else 1),
+    )
+
+
+def together(parts: Sequence[Judged]) -> Judged:
+    """Several as one, in their order."""
+    return Judged(
+        brier=np.concatenate([part.brier for part in parts]),
+        log_loss=np.concatenate([part.log_loss for part in parts]),
+        hits=np.concatenate([part.hits for part in parts]),
+        said=np.concatenate([part.said for part in parts]),
+        happened=np.concatenate([part.happened for part in parts]),
+        binary=parts[0].binary,
+    )
