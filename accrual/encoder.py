@@ -63,7 +63,7 @@ class Encoder:
         `tokenizer` is a folder, the base's by default. Raises BundleError when one of the three cannot be loaded,
         ConfigError when the base is to be quantized and there is no CUDA or no bitsandbytes.
         """
-        bits = _quantized(quantize)
+        bits = quantized(quantize)
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils import logging
 
@@ -166,7 +166,7 @@ def padded(tokens: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, tor
     return ids, mask
 
 
-def _quantized(quantize: Literal["4bit", "8bit"] | None) -> dict[str, Any]:
+def quantized(quantize: Literal["4bit", "8bit"] | None) -> dict[str, Any]:
     """What `from_pretrained` is given for it (Dettmers et al. 2023, arXiv:2305.14314)."""
     if quantize is None:
         return {}
@@ -183,10 +183,14 @@ def _quantized(quantize: Literal["4bit", "8bit"] | None) -> dict[str, Any]:
 
 
 def base_folder(base: str) -> Path:
-    """Where the base model's files are: `minilm`, a folder, or a Hugging Face id (fetched when it is not here yet).
+    """Where the base model's files are: `minilm`, `smollm2`, a folder, or a Hugging Face id (fetched if not here).
 
     Raises ConfigError when there is none.
     """
+    if base == "smollm2":
+        from accrual.smollm2 import smollm2_folder
+
+        return smollm2_folder()
     if base == "minilm":
         # Found, not imported: the package's own __init__ imports sentence-transformers.
         spec = find_spec(_MINILM_PACKAGE)
@@ -201,7 +205,8 @@ def base_folder(base: str) -> Path:
         return Path(snapshot_download(base, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
     except (OSError, ValueError) as exc:
         raise ConfigError(
-            f"base model '{base}' is neither `minilm`, nor a folder, nor a Hugging Face id that can be fetched: {exc}"
+            f"base model '{base}' is neither `minilm` nor `smollm2`, nor a folder, nor a Hugging Face id that can be"
+            f" fetched: {exc}"
         ) from exc
 
 

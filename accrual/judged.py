@@ -13,13 +13,14 @@ from accrual.ledger import Bin
 
 
 class Judged(msgspec.Struct, frozen=True):
-    """By row: `brier`, `log_loss`, and `hits`, whether it is right. By question, of which calibration is: `said`, the
-    probability of an event, and `happened`, 0 to 1. `binary`: each row is one question, and its event is what counts.
+    """By row: `brier`, `log_loss`, and `hits`, whether it is right or how much of it is, 0 to 1. By question, of which
+    calibration is: `said`, the probability of an event, and `happened`, 0 to 1. `binary`: each row is one question, and
+    its event is what counts.
     """
 
     brier: NDArray[np.float64]
     log_loss: NDArray[np.float64]
-    hits: NDArray[np.bool_]
+    hits: NDArray[np.float64]
     said: NDArray[np.float64]
     happened: NDArray[np.float64]
     binary: bool = False
@@ -80,7 +81,7 @@ def judged(probabilities: scores.Floats, truth: scores.Truth) -> Judged:
     return Judged(
         brier=scores.brier_per_row(probabilities, truth),
         log_loss=scores.log_loss_per_row(probabilities, truth),
-        hits=scores.hits_per_row(probabilities, truth),
+        hits=scores.hits_per_row(probabilities, truth).astype(np.float64),
         said=said,
         happened=happened,
         binary=probabilities.shape[1] == (2 if truth.ndim == 1 else 1),

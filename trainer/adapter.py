@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,21 +20,21 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from accrual.contract import Lora
-from accrual.encoder import Encoder, batches
+from accrual.encoder import Encoder, batch_tokens, batches
 from accrual.errors import TrainingFailed
+from accrual.generator import Generator
 from trainer.memory import Budget
-from trainer.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
 CACHE_BYTES = 1 << 30
 
 
-def adapt(encoder: Encoder, lora: Lora) -> None:
-    """Put a trainable low-rank adapter beside the linear maps of the top layers. It changes no output yet.
+def adapt(encoder: Encoder | Generator, lora: Lora) -> int:
+    """Put a trainable low-rank adapter beside the linear maps of the top layers; the number of the lowest of these.
 
-    Raises TrainingFailed when the base has no stack of layers, or a name in `lora` is that of nothing in the top
-    layers.
+    It changes no output yet. Raises TrainingFailed when the base has no stack of layers, or a name in `lora` is that of
+    nothing in the top layers.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -55,9 +55,10 @@ def adapt(encoder: Encoder, lora: Lora) -> None:
     )
     encoder.model = get_peft_model(encoder.model, settings)
     encoder.model.eval()  # dropout off; that the adapters learn does not depend on it
+    return max(0, len(layers_of(encoder.model)) - lora.layers)
 
 
-def take_over(encoder: Encoder, adapter: Path) -> bool:
+def take_over(encoder: Encoder | Generator, adapter: Path) -> bool:
     """Make the fresh adapter do what a champion's does; False, with the reason logged, when it is of another shape.
 
     Raises TrainingFailed when the champion's cannot be read.
@@ -122,33 +123,28 @@ class States:
 
 
 def frozen_states(
-    encoder: Encoder, tokens: Sequence[Sequence[int]], first: int, budget: Budget, ranks: Ranks
-) -> tuple[States, torch.Tensor]:
-    """For each text the states that enter layer `first`, and for each row its vector as the model is now.
+    model: Any, lengths: Sequence[int], mine: Sequence[int], first: int, forward: Callable[[list[int]], None]
+) -> States:
+    """For each text of so many tokens the states that enter layer `first`, if it is among `mine`.
 
-    The states are those of this rank's rows, the vectors [rows, dimensions] of all.
+    `forward` passes some of the texts through the model, and does besides with the result what it likes.
     """
-    lengths = [len(row) for row in tokens]
-    states = States(lengths, encoder.model.config.hidden_size, encoder.device)
-    vectors = torch.zeros(len(tokens), encoder.model.config.hidden_size, device=encoder.device)
-    entering: list[torch.Tensor] = []
-    hook = layers_of(encoder.model)[first].register_forward_pre_hook(lambda _, given: entering.append(given[0]))
+    states = States(lengths, model.config.hidden_size, model.device)
+    budget, entering = Budget(batch_tokens(model.device)), list[torch.Tensor]()
+    hook = layers_of(model)[first].register_forward_pre_hook(lambda _, given: entering.append(given[0]))
 
-    def compute(rows: list[int]) -> None:
+    def compute(texts: list[int]) -> None:
         entering.clear()
-        vectors[rows] = encoder.pooled([tokens[row] for row in rows])
-        states.keep(rows, entering[0])
+        forward(texts)
+        states.keep(texts, entering[0])
 
     try:
         with torch.no_grad():
-            each = encoder.texts_a_row
-            mine = [each * row + n for row in ranks.mine(range(len(tokens) // each)) for n in range(each)]
-            for group in batches([lengths[row] for row in mine], budget.tokens):
+            for group in batches([lengths[text] for text in mine], budget.tokens):
                 budget.spend([mine[at] for at in group], lengths, compute)
     finally:
         hook.remove()
-    ranks.add_up([vectors])
-    return states, encoder.joined(vectors)
+    return states
 
 
 def _space(tokens: int, dimensions: int, device: torch.device) -> torch.Tensor:
@@ -175,13 +171,13 @@ class _Pass(torch.nn.Module):
 
 
 @contextmanager
-def starting_at(encoder: Encoder, first: int, recompute: bool) -> Iterator[Beginning]:
+def starting_at(model: Any, first: int, recompute: bool) -> Iterator[Beginning]:
     """While it lasts the model skips the layers below `first` and goes on from `Beginning.states`.
 
     `recompute`: the layers from there on keep only their inputs and are computed again for the gradient (gradient
     checkpointing, Chen et al. 2016, arXiv:1604.06174): less memory, a third more time.
     """
-    begin, stack = Beginning(), layers_of(encoder.model)
+    begin, stack = Beginning(), layers_of(model)
     frozen, learning = list(stack)[:first], list(stack)[first:]
     for i in range(first):
         stack[i] = _Pass()

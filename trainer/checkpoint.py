@@ -13,17 +13,28 @@ import hashlib
 import logging
 import os
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from trainer.ranks import Ranks
+
 log = logging.getLogger(__name__)
 
 Position = TypeVar("Position", bound=msgspec.Struct)
+
+
+def key_of(model: torch.nn.Module, *content: Any) -> str:
+    """A digest of all that the weights of a training depend on: the model's as they are, and what else is given."""
+    versions = [version(name) for name in ("accrual", "peft", "torch", "transformers")]
+    machine = [torch.get_num_threads(), Ranks().world]
+    encoded = msgspec.json.encode([*content, digest_of(model.state_dict()), versions, machine])
+    return hashlib.sha256(encoded).hexdigest()
 
 
 class Checkpoint:

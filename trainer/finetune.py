@@ -2,6 +2,7 @@
 
     adapter.py     what learns, and the states that never change: computed once for each row
     probe.py       the head from which training starts
+    learner.py     what the loop trains: adapter and head
     loop.py        epochs, steps, early stopping
     checkpoint.py  where it stands, so that a killed training goes on
     memory.py      batches in pieces when memory runs out
@@ -14,33 +15,27 @@ give the same weights on the same machine.
 
 from __future__ import annotations
 
-import hashlib
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from accrual.contract import Text, Training
-from accrual.encoder import Encoder, batch_tokens
+from accrual.encoder import Encoder
 from accrual.errors import TrainingFailed
 from accrual.output import Output
 from accrual.scores import truth_of
-from trainer.adapter import adapt, frozen_states, layers_of, starting_at, take_over
-from trainer.checkpoint import Checkpoint, digest_of
-from trainer.loop import Loop, Rows
-from trainer.memory import Budget
+from trainer.adapter import States, adapt, frozen_states, starting_at, take_over
+from trainer.checkpoint import Checkpoint, key_of
+from trainer.learner import Classifier, Rows, counts_of, watched_of
+from trainer.loop import Loop
 from trainer.precision import Precision
 from trainer.probe import probe
 from trainer.ranks import Ranks
-
-log = logging.getLogger(__name__)
 
 ONE_CLASS = Output()
 
@@ -98,26 +93,26 @@ def fine_tune(
     if len(set(labels)) < 2:
         raise TrainingFailed(f"{len(labels)} rows with {len(set(labels))} label(s): nothing to tell apart")
     torch.manual_seed(seed)
-    key = _key(encoder, texts, labels, classes, training, seed, weights, start, output) if checkpoint else ""
+    begun_at = start.adapter.parent.name if start else None
+    depends_on = (texts, labels, classes, training, seed, weights, begun_at, output, encoder.pair)
+    key = key_of(encoder.model, *depends_on) if checkpoint else ""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder.model.to(device)
     known = output.known(classes, labels)
     truth = torch.from_numpy(truth_of(output, labels, known)).to(device)
     truth = truth.float() if output.each else truth
-    counts = _counts(weights, len(labels)).to(device)
-    adapt(encoder, training.lora)
+    counts = counts_of(weights, len(labels)).to(device)
+    first = adapt(encoder, training.lora)
     warm = start is not None and take_over(encoder, start.adapter)
-    depth = len(layers_of(encoder.model))
-    first = max(0, depth - training.lora.layers)
     tokens = encoder.tokenize(encoder.texts_of(texts))
-    states, vectors = frozen_states(encoder, tokens, first, Budget(batch_tokens(device)), Ranks())
-    watched = _watched(len(labels), training)
+    states, vectors = _frozen(encoder, tokens, first)
+    watched = watched_of(len(labels), training)
     learned = slice(0, len(labels) - watched)
     blank = _blank(encoder, len(known), start if warm else None)
     head = probe(vectors[learned], truth[learned], counts[learned], blank, seed, len(classes) if warm else 0)
-    rows = Rows(tokens, states, truth, counts, watched, encoder.texts_a_row)
-    with starting_at(encoder, first, training.gradient_checkpointing) as begin:
-        loop = Loop(encoder, head, rows, begin, training, seed)
+    rows = Rows(tokens, states, truth, counts, encoder.texts_a_row)
+    with starting_at(encoder.model, first, training.gradient_checkpointing) as begin:
+        loop = Loop(Classifier(encoder, head, rows, begin, watched), training, seed)
         loop.run(Checkpoint(checkpoint, key) if checkpoint else None)
     return Tuned(
         encoder,
@@ -129,21 +124,18 @@ def fine_tune(
     )
 
 
-def _counts(weights: Sequence[float] | None, rows: int) -> torch.Tensor:
-    """How much each row counts, 1 on average."""
-    if weights is None:
-        return torch.ones(rows)
-    given = np.asarray(weights, dtype=np.float64)
-    if given.shape != (rows,) or not np.isfinite(given).all() or (given < 0).any() or not given.any():
-        raise TrainingFailed(f"{rows} rows need as many weights: finite, none below 0, not all of them 0")
-    return torch.from_numpy(given / given.mean()).float()
+def _frozen(encoder: Encoder, tokens: Sequence[Sequence[int]], first: int) -> tuple[States, torch.Tensor]:
+    """For each text of this rank the states that enter layer `first`, and for all rows their vectors by now."""
+    each, ranks = encoder.texts_a_row, Ranks()
+    mine = [each * row + n for row in ranks.mine(range(len(tokens) // each)) for n in range(each)]
+    vectors = torch.zeros(len(tokens), encoder.model.config.hidden_size, device=encoder.device)
 
+    def forward(texts: list[int]) -> None:
+        vectors[texts] = encoder.pooled([tokens[text] for text in texts])
 
-def _watched(rows: int, training: Training) -> int:
-    """How many of the latest rows early stopping looks at."""
-    if training.early_stopping is None:
-        return 0
-    return min(rows - 1, max(1, round(rows * training.early_stopping.share)))
+    states = frozen_states(encoder.model, [len(text) for text in tokens], mine, first, forward)
+    ranks.add_up([vectors])
+    return states, encoder.joined(vectors)
 
 
 def _blank(encoder: Encoder, classes: int, start: Start | None) -> torch.nn.Linear:
@@ -156,34 +148,3 @@ def _blank(encoder: Encoder, classes: int, start: Start | None) -> torch.nn.Line
             head.weight[: len(start.bias)] = torch.from_numpy(start.weight)
             head.bias[: len(start.bias)] = torch.from_numpy(start.bias)
     return head.requires_grad_(False)
-
-
-def _key(
-    encoder: Encoder,
-    texts: Sequence[Text],
-    labels: Sequence[str],
-    classes: Sequence[str],
-    training: Training,
-    seed: int,
-    weights: Sequence[float] | None,
-    start: Start | None,
-    output: Output,
-) -> str:
-    """A digest of all that the weights depend on."""
-    content = msgspec.json.encode(
-        [
-            texts,
-            labels,
-            classes,
-            training,
-            seed,
-            weights,
-            start.adapter.parent.name if start else None,
-            output,
-            encoder.pair,
-            digest_of(encoder.model.state_dict()),
-            [version(name) for name in ("accrual", "peft", "torch", "transformers")],
-            [torch.get_num_threads(), Ranks().world],
-        ]
-    )
-    return hashlib.sha256(content).hexdigest()

@@ -9,52 +9,24 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 import torch
 
 from accrual.contract import Training
-from accrual.encoder import Encoder, batches
+from accrual.encoder import batches
 from accrual.errors import TrainingFailed
-from trainer.adapter import Beginning, States
 from trainer.checkpoint import Checkpoint
+from trainer.learner import Learner
 from trainer.memory import Budget
-from trainer.precision import Precision, choose, computing_in
-from trainer.probe import guessing, weighted_loss
+from trainer.precision import Precision, choose
 from trainer.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
 RECENT = 10  # steps over which the loss is averaged: one odd batch is no spike
 SPIKE = 2.0  # times what it was at the start, or what guessing costs
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What is learned from, oldest first: tokens and entering states of each text, truth and weights (1 on average).
-
-    A row has `texts_a_row` texts, one behind the other. The last `watched` rows are not learned from: early stopping
-    looks at them.
-    """
-
-    tokens: list[list[int]]
-    states: States
-    truth: torch.Tensor
-    weights: torch.Tensor
-    watched: int
-    texts_a_row: int = 1
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens that each row costs: those of its longest text, for each of them."""
-        lengths, n = [len(text) for text in self.tokens], self.texts_a_row
-        return [n * max(lengths[at : at + n]) for at in range(0, len(lengths), n)]
-
-    def texts_of(self, rows: Sequence[int]) -> list[int]:
-        """The numbers of the texts of some rows."""
-        return [row * self.texts_a_row + n for row in rows for n in range(self.texts_a_row)]
 
 
 class Position(msgspec.Struct):
@@ -76,20 +48,15 @@ class Position(msgspec.Struct):
 
 
 class Loop:
-    """One training, which changes the encoder's adapter and the head in place."""
+    """One training, which changes the learner's weights in place."""
 
-    def __init__(
-        self, encoder: Encoder, head: torch.nn.Linear, rows: Rows, begin: Beginning, training: Training, seed: int
-    ) -> None:
-        self._encoder = encoder
-        self._head = head
-        self._rows = rows
-        self._begin = begin
+    def __init__(self, learner: Learner, training: Training, seed: int) -> None:
+        self._learner = learner
         self._training = training
         self._seed = seed
         self._ranks = Ranks()
-        self._lengths = rows.lengths
-        self._trained = [p for p in encoder.model.parameters() if p.requires_grad] + list(head.parameters())
+        self._lengths = learner.lengths
+        self._trained = learner.weights
         self._optimizer = torch.optim.AdamW(self._trained, lr=training.learning_rate, weight_decay=0.01)
         self._best: list[torch.Tensor] = []
         self._budget = Budget()
@@ -103,7 +70,7 @@ class Loop:
         if checkpoint is None or not self._resume(checkpoint):
             first = self._steps_of(0)[0][0]
             self.position.precision = choose(
-                self._training.precision, self._encoder.device, lambda: self._part_of(first, len(first))[0]
+                self._training.precision, self._learner.device, lambda: self._part_of(first, len(first))[0]
             )
         at = self.position
         while at.epoch < self._training.epochs:
@@ -115,7 +82,7 @@ class Loop:
                     self._save(checkpoint)
             log.info("epoch %d of %d: loss %.4f", at.epoch + 1, self._training.epochs, at.total / self._learned)
             at.epoch, at.step, at.total = at.epoch + 1, 0, 0.0
-            if self._rows.watched:
+            if self._learner.watched:
                 self._watch()
             if checkpoint is not None:
                 self._save(checkpoint)
@@ -124,7 +91,7 @@ class Loop:
 
     @property
     def _learned(self) -> int:
-        return len(self._rows.truth) - self._rows.watched
+        return len(self._lengths) - self._learner.watched
 
     def _steps_of(self, epoch: int) -> list[list[list[int]]]:
         """The epoch's steps, each of `training.accumulate` batches of rows: every row once, in an order of its own."""
@@ -144,7 +111,7 @@ class Loop:
             loss += of_group
             for gradient, part in zip(gradients, parts, strict=True):
                 gradient += part
-        summed = torch.tensor([loss], dtype=torch.float32, device=self._encoder.device)
+        summed = torch.tensor([loss], dtype=torch.float32, device=self._learner.device)
         self._ranks.add_up([*gradients, summed])
         self._note(summed.item())
         for parameter, gradient in zip(self._trained, gradients, strict=True):
@@ -161,7 +128,7 @@ class Loop:
 
         def compute(rows: list[int]) -> None:
             nonlocal loss
-            of_rows = self._loss(rows) / count
+            of_rows = self._learner.loss(rows, self.position.precision) / count
             # Into tensors of its own: when memory runs out half-way, nothing has been added.
             for gradient, part in zip(gradients, torch.autograd.grad(of_rows, self._trained), strict=True):
                 gradient += part
@@ -172,15 +139,6 @@ class Loop:
             self._budget.spend(mine, self._lengths, compute)
         return loss, gradients
 
-    def _loss(self, rows: Sequence[int]) -> torch.Tensor:
-        """The loss of some rows, summed."""
-        texts = self._rows.texts_of(rows)
-        self._begin.states = self._rows.states.of(texts).to(self._encoder.device)
-        with computing_in(self.position.precision, self._encoder.device):
-            vectors = self._encoder.pooled([self._rows.tokens[text] for text in texts])
-        logits = self._head(self._encoder.joined(vectors.float()))
-        return weighted_loss(logits, self._rows.truth[rows], self._rows.weights[rows])
-
     def _note(self, loss: float) -> None:
         """Raises TrainingFailed for a loss that is no number, or has grown beyond what chance explains."""
         at = self.position
@@ -189,7 +147,7 @@ class Loop:
             raise TrainingFailed(f"the loss is {loss} {where}")
         at.first = loss if at.first is None else at.first
         at.recent = [*at.recent, loss][-RECENT:]
-        allowed = SPIKE * max(at.first, guessing(self._rows.truth, self._head.out_features))
+        allowed = SPIKE * max(at.first, self._learner.guessing)
         if sum(at.recent) / RECENT > allowed:
             raise TrainingFailed(f"the loss has grown to {sum(at.recent) / RECENT:.3g} {where}")
 
@@ -202,22 +160,22 @@ class Loop:
             self._best = [parameter.detach().clone() for parameter in self._trained]
         else:
             at.waited += 1
-        log.info("loss on the latest %d rows: %.4f, the best %.4f", self._rows.watched, loss, at.best)
+        log.info("loss on the latest %d rows: %.4f, the best %.4f", self._learner.watched, loss, at.best)
         if stopping is not None and at.waited >= stopping.patience:
             at.epoch = self._training.epochs
 
     def _watched_loss(self) -> float:
-        total = torch.zeros(1, device=self._encoder.device)
+        total = torch.zeros(1, device=self._learner.device)
         mine = self._ranks.mine(range(self._learned, len(self._lengths)))
 
         def compute(rows: list[int]) -> None:
-            total.add_(self._loss(rows))
+            total.add_(self._learner.loss(rows, self.position.precision))
 
         with torch.no_grad():
             for group in batches([self._lengths[row] for row in mine]):
                 self._budget.spend([mine[at] for at in group], self._lengths, compute)
         self._ranks.add_up([total])
-        return total.item() / self._rows.watched
+        return total.item() / self._learner.watched
 
     def _save(self, checkpoint: Checkpoint) -> None:
         if self._ranks.rank:

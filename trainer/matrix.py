@@ -99,7 +99,7 @@ def matrix(
         taught = model.published.windows if model.published else model.run.windows if model.run else []
         names.append(model.model)
         learned.append([window.window in taught for window, _ in shown])
-        accuracy.append(_by_window(found.hits.astype(np.float64), ends))
+        accuracy.append(_by_window(found.hits, ends))
     return Matrix(
         models=names,
         windows=[window.window for window, _ in shown],

@@ -7,8 +7,6 @@ Measured on banking77: Brier 0.282 with it, 0.322 with a head that starts at zer
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
@@ -45,11 +43,6 @@ def weighted_loss(logits: torch.Tensor, truth: torch.Tensor, weights: torch.Tens
     if truth.dim() == 2:
         return (binary_cross_entropy_with_logits(logits, truth, reduction="none").sum(1) * weights).sum()
     return (cross_entropy(logits, truth, reduction="none") * weights).sum()
-
-
-def guessing(truth: torch.Tensor, classes: int) -> float:
-    """The loss a row of a model that gives every answer the same chance."""
-    return classes * math.log(2) if truth.dim() == 2 else math.log(classes)
 
 
 def _regression(

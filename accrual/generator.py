@@ -1,0 +1,215 @@
+"""The generator: a causal language model that continues a prompt. Importing this module brings torch.
+
+A row is a prompt and a completion. Where the tokenizer has a chat template the prompt is the user's turn; the
+completion ends with the token that ends a turn. What is scored is every token of the completion, each as a
+classification among the whole vocabulary given all that stands before it (so-called teacher forcing); a row's figure is
+the mean over its tokens, since a long text is one row too. Brier score and log-loss of the next token are proper, so no
+model gains by saying other than it believes; exp(log-loss) is the perplexity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from accrual.encoder import batch_tokens, batches, padded, quantized
+from accrual.errors import BundleError
+from accrual.judged import Judged
+
+_TOKENS_AT_ONCE = 256  # through the vocabulary: 50,000 words of 4 bytes each are 50 MB
+
+
+class Written(NamedTuple):
+    """Tokens of a prompt and its completion; the completion's are those from `start` on."""
+
+    tokens: list[int]
+    start: int
+
+
+class Completion(NamedTuple):
+    """What was written, and the probability of exactly that."""
+
+    text: str
+    probability: float
+
+
+class Generator:
+    """Prompts in, completions out."""
+
+    def __init__(self, model: Any, tokenizer: Any, max_tokens: int, max_new_tokens: int) -> None:
+        """`max_tokens`: of prompt and completion together, of which the completion has at most `max_new_tokens`."""
+        self.model = model
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        self.max_new_tokens = max_new_tokens
+        self._around = len(self._turn(""))
+
+    @classmethod
+    def load(
+        cls,
+        base: Path,
+        max_tokens: int,
+        max_new_tokens: int,
+        tokenizer: Path | None = None,
+        adapter: Path | None = None,
+        quantize: Literal["4bit", "8bit"] | None = None,
+    ) -> Generator:
+        """Load the base from its folder, and merge the adapter into this copy of it.
+
+        Raises BundleError when one of them cannot be loaded, ConfigError when the base is to be quantized and there is
+        no CUDA or no bitsandbytes.
+        """
+        bits = quantized(quantize)
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                base, use_safetensors=True, dtype=torch.float32, local_files_only=True, **bits
+            )
+            words = AutoTokenizer.from_pretrained(tokenizer or base, local_files_only=True)
+            if adapter is not None:
+                from peft import PeftModel
+
+                model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+        except (OSError, ValueError, RuntimeError, KeyError) as exc:
+            raise BundleError(f"the model cannot be loaded from {base} and {adapter or tokenizer}: {exc}") from exc
+        model.eval()  # type: ignore[no-untyped-call]
+        return cls(model.requires_grad_(False), words, max_tokens, max_new_tokens)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is computed."""
+        device: torch.device = self.model.device
+        return device
+
+    def written(self, prompts: Sequence[str], completions: Sequence[str]) -> list[Written]:
+        """The tokens of each row; what is too long is cut: the prompt's text, and the completion's end."""
+        found = []
+        for prompt, completion in zip(prompts, completions, strict=True):
+            before = self._turn(prompt)
+            after = self._ids(completion)[: self.max_new_tokens - 1]
+            found.append(Written([*before, *after, self.tokenizer.eos_token_id], len(before)))
+        return found
+
+    def complete(self, prompts: Sequence[str]) -> list[Completion]:
+        """The likeliest continuation of each prompt, token by token."""
+        turns = [self._turn(prompt) for prompt in prompts]
+        texts = [""] * len(prompts)
+        end = self.tokenizer.eos_token_id
+        with torch.inference_mode():
+            for rows in batches([len(turn) for turn in turns], batch_tokens(self.device)):
+                longest = max(len(turns[row]) for row in rows)
+                ids = torch.tensor([[end] * (longest - len(turns[row])) + turns[row] for row in rows])
+                mask = torch.tensor([[0] * (longest - len(turns[row])) + [1] * len(turns[row]) for row in rows])
+                said = self.model.generate(
+                    input_ids=ids.to(self.device),
+                    attention_mask=mask.to(self.device),
+                    max_new_tokens=self.max_new_tokens,
+                    do_sample=False,
+                    eos_token_id=end,
+                    pad_token_id=end,
+                )
+                for row, tokens in zip(rows, said[:, longest:].tolist(), strict=True):
+                    texts[row] = self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        found = self.read(self.written(prompts, texts))
+        return [
+            Completion(text, float(np.exp(tokens.log_p.sum())))
+            for text, tokens in zip(texts, found.rows(), strict=True)
+        ]
+
+    def read(self, rows: Sequence[Written], temperature: float = 1.0) -> Read:
+        """What the model says of each token of the completions, its logits divided by `temperature`."""
+        counts = [len(row.tokens) - row.start for row in rows]
+        starts = np.cumsum([0, *counts])
+        log_p, largest, squares, right = np.empty((4, starts[-1]))
+        found = Read(np.array(counts), log_p, largest, squares, right)
+        with torch.inference_mode():
+            for group in batches([len(row.tokens) for row in rows], batch_tokens(self.device)):
+                places = np.concatenate([np.arange(starts[row], starts[row + 1]) for row in group])
+                states, following = self.states_before([rows[row] for row in group])
+                for part in range(0, len(places), _TOKENS_AT_ONCE):
+                    now = slice(part, part + _TOKENS_AT_ONCE)
+                    said = torch.log_softmax(self.logits(states[now]).float() / temperature, dim=1)
+                    likeliest = said.max(dim=1)
+                    here = places[now]
+                    found.log_p[here] = said.gather(1, following[now, None])[:, 0].cpu().numpy()
+                    found.largest[here] = likeliest.values.exp().cpu().numpy()
+                    found.squares[here] = said.exp().square().sum(1).cpu().numpy()
+                    found.right[here] = (likeliest.indices == following[now]).cpu().numpy()
+        return found
+
+    def states_before(self, rows: Sequence[Written]) -> tuple[torch.Tensor, torch.Tensor]:
+        """For each token of the completions, one row behind the other: the state it follows from, and the token."""
+        ids, mask = (given.to(self.device) for given in padded([row.tokens for row in rows], 0))
+        states = self._bare.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        row = torch.tensor([n for n, one in enumerate(rows) for _ in range(one.start, len(one.tokens))])
+        at = torch.tensor([place for one in rows for place in range(one.start, len(one.tokens))])
+        row, at = row.to(self.device), at.to(self.device)
+        return states[row, at - 1], ids[row, at]
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """The logits of the token that follows each state, [states, vocabulary]."""
+        logits: torch.Tensor = self._bare.get_output_embeddings()(states)
+        return logits
+
+    @property
+    def _bare(self) -> Any:
+        """The model itself, if it is wrapped for an adapter."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    def _turn(self, prompt: str) -> list[int]:
+        """The tokens before a completion."""
+        if self.tokenizer.chat_template is None:
+            return self._cut(prompt, 0)
+        # The text is cut, not the template around it.
+        room = "" if not prompt else self.tokenizer.decode(self._cut(prompt, self._around))
+        said = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": room}], add_generation_prompt=True, return_dict=True
+        )
+        ids: list[int] = said["input_ids"]
+        return ids
+
+    def _cut(self, text: str, around: int) -> list[int]:
+        return self._ids(text)[: max(1, self.max_tokens - self.max_new_tokens - around)]
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text[: self.max_tokens * 64], add_special_tokens=False)["input_ids"]
+        return ids
+
+
+class Read(NamedTuple):
+    """Of rows with `counts` tokens, one behind the other, by token: the logarithm of its probability, the largest
+    probability, the sum of all squared, and whether the likeliest was right.
+    """
+
+    counts: NDArray[np.int64]
+    log_p: NDArray[np.float64]
+    largest: NDArray[np.float64]
+    squares: NDArray[np.float64]
+    right: NDArray[np.float64]
+
+    def rows(self) -> list[Read]:
+        """Each row by itself."""
+        ends = np.cumsum(self.counts)[:-1]
+        parts = [np.split(values, ends) for values in self[1:]]
+        return [Read(self.counts[n : n + 1], *of_row) for n, of_row in enumerate(zip(*parts, strict=True))]
+
+    def judged(self) -> Judged:
+        """By row the means over its tokens; by question, every token: was the likeliest the one that came?"""
+        return Judged(
+            brier=self._by_row(self.squares - 2 * np.exp(self.log_p) + 1),
+            log_loss=self._by_row(-self.log_p),
+            hits=self._by_row(self.right),
+            said=self.largest,
+            happened=self.right,
+        )
+
+    def _by_row(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(np.add.reduceat(values, np.cumsum(self.counts) - self.counts) / self.counts)

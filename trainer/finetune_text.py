@@ -1,0 +1,68 @@
+"""Fine-tune a generator on completions: the same loop as for classes (`finetune.py`), with nothing but an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from accrual.contract import Training
+from accrual.errors import TrainingFailed
+from accrual.generator import Generator
+from trainer.adapter import adapt, frozen_states, starting_at, take_over
+from trainer.checkpoint import Checkpoint, key_of
+from trainer.learner import Writer, counts_of, watched_of
+from trainer.loop import Loop
+from trainer.precision import Precision
+from trainer.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class TunedText:
+    """What fine-tuning made: the generator with its adapter in place. `start` and `precision`: how."""
+
+    generator: Generator
+    start: Literal["base", "champion"] = "base"
+    precision: Precision = "fp32"
+
+
+def fine_tune_text(
+    generator: Generator,
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    training: Training,
+    seed: int,
+    weights: Sequence[float] | None = None,
+    start: Path | None = None,
+    checkpoint: Path | None = None,
+) -> TunedText:
+    """Train on rows of prompt and completion, oldest first; only the completions' tokens are learned.
+
+    `generator` is a fresh copy of the base; it is changed. `start`: the folder of the champion's adapter, if it is gone
+    on from. All else is as `fine_tune` says. Raises TrainingFailed when there is no row, weights are no weights, the
+    loss is not finite or grows, or one row alone does not fit into memory.
+    """
+    if not prompts:
+        raise TrainingFailed("no row to learn from")
+    torch.manual_seed(seed)
+    begun_at = start.parent.name if start else None
+    key = key_of(generator.model, prompts, completions, training, seed, weights, begun_at) if checkpoint else ""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    generator.model.to(device)
+    first = adapt(generator, training.lora)
+    warm = start is not None and take_over(generator, start)
+    rows = generator.written(prompts, completions)
+    mine, lengths = Ranks().mine(range(len(rows))), [len(row.tokens) for row in rows]
+
+    def forward(some: list[int]) -> None:
+        generator.states_before([rows[row] for row in some])
+
+    states = frozen_states(generator.model, lengths, mine, first, forward)
+    counts, watched = counts_of(weights, len(rows)).to(device), watched_of(len(rows), training)
+    with starting_at(generator.model, first, training.gradient_checkpointing) as begin:
+        loop = Loop(Writer(generator, rows, states, counts, begin, watched), training, seed)
+        loop.run(Checkpoint(checkpoint, key) if checkpoint else None)
+    return TunedText(generator, "champion" if warm else "base", loop.position.precision)

@@ -1,0 +1,136 @@
+"""Learners: what the loop trains. A learner knows its rows, and the loss of any of them as the weights are now."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+from accrual.contract import Training
+from accrual.encoder import Encoder
+from accrual.errors import TrainingFailed
+from accrual.generator import Generator, Written
+from trainer.adapter import Beginning, States
+from trainer.precision import Precision, computing_in
+from trainer.probe import weighted_loss
+
+
+class Learner(Protocol):
+    """`weights` are those that learn. `lengths`: the tokens that each row costs, oldest row first. The last `watched`
+    rows are not learned from: early stopping looks at them. `guessing`: the loss a row of a model that knows nothing.
+    """
+
+    weights: list[torch.nn.Parameter]
+    lengths: list[int]
+    watched: int
+    guessing: float
+    device: torch.device
+
+    def loss(self, rows: Sequence[int], precision: Precision) -> torch.Tensor:
+        """The loss of some rows, each times its weight, summed."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is learned from, oldest first: tokens and entering states of each text, truth and weights (1 on average).
+
+    A row has `texts_a_row` texts, one behind the other.
+    """
+
+    tokens: list[list[int]]
+    states: States
+    truth: torch.Tensor
+    weights: torch.Tensor
+    texts_a_row: int
+
+    def texts_of(self, rows: Sequence[int]) -> list[int]:
+        """The numbers of the texts of some rows."""
+        return [row * self.texts_a_row + n for row in rows for n in range(self.texts_a_row)]
+
+
+def counts_of(weights: Sequence[float] | None, rows: int) -> torch.Tensor:
+    """How much each row counts, 1 on average. Raises TrainingFailed when weights are no weights."""
+    if weights is None:
+        return torch.ones(rows)
+    given = np.asarray(weights, dtype=np.float64)
+    if given.shape != (rows,) or not np.isfinite(given).all() or (given < 0).any() or not given.any():
+        raise TrainingFailed(f"{rows} rows need as many weights: finite, none below 0, not all of them 0")
+    return torch.from_numpy(given / given.mean()).float()
+
+
+def watched_of(rows: int, training: Training) -> int:
+    """How many of the latest rows early stopping looks at."""
+    if training.early_stopping is None:
+        return 0
+    return min(rows - 1, max(1, round(rows * training.early_stopping.share)))
+
+
+class Classifier:
+    """Adapter and head of an encoder: a row's vector, times the head, is its logits."""
+
+    def __init__(self, encoder: Encoder, head: torch.nn.Linear, rows: Rows, begin: Beginning, watched: int) -> None:
+        self._encoder = encoder
+        self._head = head
+        self._rows = rows
+        self._begin = begin
+        each = [len(text) for text in rows.tokens]
+        self.weights = [p for p in encoder.model.parameters() if p.requires_grad] + list(head.parameters())
+        # A pair costs its longer text twice: that is what the shorter one is padded to.
+        self.lengths = [len(texts) * max(each[t] for t in texts) for texts in map(self._texts, range(len(rows.truth)))]
+        self.watched = watched
+        several = rows.truth.dim() == 2
+        self.guessing = head.out_features * math.log(2) if several else math.log(head.out_features)
+        self.device = encoder.device
+
+    def loss(self, rows: Sequence[int], precision: Precision) -> torch.Tensor:
+        """Cross-entropy of the rows' classes."""
+        texts = self._rows.texts_of(rows)
+        self._begin.states = self._rows.states.of(texts).to(self.device)
+        with computing_in(precision, self.device):
+            vectors = self._encoder.pooled([self._rows.tokens[text] for text in texts])
+        logits = self._head(self._encoder.joined(vectors.float()))
+        return weighted_loss(logits, self._rows.truth[rows], self._rows.weights[rows])
+
+    def _texts(self, row: int) -> list[int]:
+        return self._rows.texts_of([row])
+
+
+class Writer:
+    """The adapter of a generator: what it learns is each token of the completions, given all before it."""
+
+    def __init__(
+        self,
+        generator: Generator,
+        rows: Sequence[Written],
+        states: States,
+        counts: torch.Tensor,
+        begin: Beginning,
+        watched: int,
+    ) -> None:
+        self._generator = generator
+        self._rows = rows
+        self._states = states
+        self._counts = counts
+        self._begin = begin
+        self.weights = [p for p in generator.model.parameters() if p.requires_grad]
+        self.lengths = [len(row.tokens) for row in rows]
+        self.watched = watched
+        self.guessing = math.log(generator.model.config.vocab_size)
+        self.device = generator.device
+
+    def loss(self, rows: Sequence[int], precision: Precision) -> torch.Tensor:
+        """The mean log-loss of each row's tokens: a long completion counts as much as a short one."""
+        self._begin.states = self._states.of(rows).to(self.device)
+        some = [self._rows[row] for row in rows]
+        with computing_in(precision, self.device):
+            states, following = self._generator.states_before(some)
+            by_token = cross_entropy(self._generator.logits(states).float(), following, reduction="none")
+        sizes = [len(row.tokens) - row.start for row in some]
+        means = torch.stack([part.mean() for part in torch.split(by_token, sizes)])
+        return (means * self._counts[rows]).sum()
