@@ -525,7 +525,7 @@ def _training_mistakes(contract: Contract) -> list[tuple[str, str]]:
         found += control_mistakes(training.control, inputs, in_template)
     if training.replay_by == "slice" and not (contract.quality and contract.quality.slices):
         found.append(("training.replay_by", "`slice` draws by the inputs in quality.slices: name some there"))
-    if contract.output.each:
+    if not contract.output.one_of_classes:
         found += [
             (f"training.{name}", f"`{getattr(training, name)}` needs one class a row; output.task is not that")
             for name, only in (("balance", "none"), ("prefer", "newest"))
@@ -533,6 +533,13 @@ def _training_mistakes(contract: Contract) -> list[tuple[str, str]]:
         ]
         if training.replay_by == "label":
             found.append(("training.replay_by", "`label` needs one class a row; output.task is not that"))
+    if contract.output.task == "text":
+        if training.calibration not in ("auto", "none", "temperature"):
+            found.append(("training.calibration", "a text has a temperature or none: write auto, temperature or none"))
+        if training.max_tokens <= contract.output.max_new_tokens:
+            found.append(("training.max_tokens", "counts prompt and text: above output.max_new_tokens"))
+        if (training.base_model or "minilm") == "minilm":
+            found.append(("training.base_model", "a text needs a model that writes: `smollm2`, a folder or a name"))
     if training.cohort == "ipw" and training.prefer == "uncertain":
         found.append(("training.prefer", "`uncertain` with `cohort: ipw`: its weights need a sample drawn at random"))
     return found

@@ -96,10 +96,11 @@ class Distribution(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_def
     """A model's output: the probability of each class, and the likeliest.
 
     `task` is the contract's, where classes stand by themselves: of `multilabel`, `label` names those of probability
-    1/2 and above, joined by commas; of `score`, whose one class is `score`, it is that number.
+    1/2 and above, joined by commas; of `score`, whose one class is `score`, it is that number; of `text` it is what was
+    written, whose probability alone is listed.
     """
 
-    task: Literal["classification", "multilabel", "score"] = "classification"
+    task: Literal["classification", "multilabel", "score", "text"] = "classification"
     label: str
     probabilities: dict[str, Annotated[float, msgspec.Meta(ge=0, le=1)]]
 

@@ -9,13 +9,14 @@ model gains by saying other than it believes; exp(log-loss) is the perplexity.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.functional import cross_entropy
 
 from accrual.encoder import batch_tokens, batches, padded, quantized
 from accrual.errors import BundleError
@@ -126,24 +127,38 @@ class Generator:
 
     def read(self, rows: Sequence[Written], temperature: float = 1.0) -> Read:
         """What the model says of each token of the completions, its logits divided by `temperature`."""
-        counts = [len(row.tokens) - row.start for row in rows]
-        starts = np.cumsum([0, *counts])
-        log_p, largest, squares, right = np.empty((4, starts[-1]))
-        found = Read(np.array(counts), log_p, largest, squares, right)
+        counts = _counts(rows)
+        log_p, largest, squares, right = np.empty((4, counts.sum()))
+        for here, logits, following in self._parts(rows):
+            said = torch.log_softmax(logits / temperature, dim=1)
+            likeliest = said.max(dim=1)
+            log_p[here] = said.gather(1, following[:, None])[:, 0].cpu().numpy()
+            largest[here] = likeliest.values.exp().cpu().numpy()
+            squares[here] = said.exp().square().sum(1).cpu().numpy()
+            right[here] = (likeliest.indices == following).cpu().numpy()
+        return Read(counts, log_p, largest, squares, right)
+
+    def log_losses(self, rows: Sequence[Written], temperatures: Sequence[float] = (1.0,)) -> NDArray[np.float64]:
+        """The mean log-loss of each row's tokens, [temperatures, rows]."""
+        counts = _counts(rows)
+        losses = np.empty((len(temperatures), counts.sum()))
+        for here, logits, following in self._parts(rows):
+            for n, temperature in enumerate(temperatures):
+                losses[n, here] = cross_entropy(logits / temperature, following, reduction="none").cpu().numpy()
+        return np.stack([_by_row(counts, of_one) for of_one in losses])
+
+    def _parts(self, rows: Sequence[Written]) -> Iterator[tuple[NDArray[np.int64], torch.Tensor, torch.Tensor]]:
+        """Some tokens of the completions at a time: their places among all, the logits [tokens, vocabulary] of what
+        comes there, and what did.
+        """
+        starts = np.cumsum([0, *_counts(rows)])
         with torch.inference_mode():
             for group in batches([len(row.tokens) for row in rows], batch_tokens(self.device)):
                 places = np.concatenate([np.arange(starts[row], starts[row + 1]) for row in group])
                 states, following = self.states_before([rows[row] for row in group])
                 for part in range(0, len(places), _TOKENS_AT_ONCE):
                     now = slice(part, part + _TOKENS_AT_ONCE)
-                    said = torch.log_softmax(self.logits(states[now]).float() / temperature, dim=1)
-                    likeliest = said.max(dim=1)
-                    here = places[now]
-                    found.log_p[here] = said.gather(1, following[now, None])[:, 0].cpu().numpy()
-                    found.largest[here] = likeliest.values.exp().cpu().numpy()
-                    found.squares[here] = said.exp().square().sum(1).cpu().numpy()
-                    found.right[here] = (likeliest.indices == following[now]).cpu().numpy()
-        return found
+                    yield places[now], self.logits(states[now]).float(), following[now]
 
     def states_before(self, rows: Sequence[Written]) -> tuple[torch.Tensor, torch.Tensor]:
         """For each token of the completions, one row behind the other: the state it follows from, and the token."""
@@ -204,12 +219,19 @@ class Read(NamedTuple):
     def judged(self) -> Judged:
         """By row the means over its tokens; by question, every token: was the likeliest the one that came?"""
         return Judged(
-            brier=self._by_row(self.squares - 2 * np.exp(self.log_p) + 1),
-            log_loss=self._by_row(-self.log_p),
-            hits=self._by_row(self.right),
+            brier=_by_row(self.counts, self.squares - 2 * np.exp(self.log_p) + 1),
+            log_loss=_by_row(self.counts, -self.log_p),
+            hits=_by_row(self.counts, self.right),
             said=self.largest,
             happened=self.right,
         )
 
-    def _by_row(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.asarray(np.add.reduceat(values, np.cumsum(self.counts) - self.counts) / self.counts)
+
+def _counts(rows: Sequence[Written]) -> NDArray[np.int64]:
+    """How many tokens each completion has."""
+    return np.array([len(row.tokens) - row.start for row in rows], dtype=np.int64)
+
+
+def _by_row(counts: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean over the tokens of each row, of which there is at least one."""
+    return np.asarray(np.add.reduceat(values, np.cumsum(counts) - counts) / counts) if len(counts) else values

@@ -38,14 +38,14 @@ QUESTIONS: dict[str, str] = {
         with judged as (
             select stream, model, (output->'probabilities'->>(output->>'label'))::double as confidence,
                 (output->>'label' = label)::double as hit
-            from ground_truth where label is not null and output->>'task' is null
+            from ground_truth where label is not null and coalesce(output->>'task', 'text') = 'text'
             union all
             select stream, model, said.value, case when task = 'score' then try_cast(label as double)
                 else list_contains(string_split(label, ','), said.key)::double end
             from (
                 select stream, model, label, output->>'task' as task,
                     unnest(map_entries((output->'probabilities')::map(varchar, double))) as said
-                from ground_truth where label is not null and output->>'task' is not null
+                from ground_truth where label is not null and output->>'task' in ('multilabel', 'score')
             )
         ),
         bins as (
@@ -97,17 +97,18 @@ QUESTIONS: dict[str, str] = {
     # Population stability index of a day's classes against those of the stream's first sealed window:
     #     sum over classes of (now - before) * ln(now / before), of shares,
     # with half a row added to each class on both sides, since one that is missing would make it infinite. `what` is
-    # `label` or `prediction`, the class that the model said; of scores, their tenth. Days of few rows are noise.
+    # `label` or `prediction`, the class that the model said; of scores, their tenth. Texts have no classes. Days of few
+    # rows are noise.
     "drift": """
         with first_window as (select stream, from_time, to_time from windows where "window" = 1),
         said as (
             select stream, day, predicted_at, 'label' as what,
                 if(output->>'task' = 'score', left(label, 3), label) as class
-            from ground_truth where label is not null
+            from ground_truth where label is not null and coalesce(output->>'task', '') <> 'text'
             union all
             select stream, day, any_value(predicted_at), 'prediction',
                 any_value(if(output->>'task' = 'score', left(output->>'label', 3), output->>'label'))
-            from predictions group by stream, day, prediction_id
+            from predictions where coalesce(output->>'task', '') <> 'text' group by stream, day, prediction_id
         ),
         before as (
             select stream, what, class, count(*) as n

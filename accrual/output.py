@@ -1,9 +1,12 @@
 """What a model says, by the contract's task, and which texts are labels of it.
 
-classification   one of the classes: probabilities that sum to 1
-ranking          which of the row's two texts is chosen: a classification with the classes `first` and `second`
-multilabel       any of the classes, each with a probability of its own; a label names them, joined by commas
-score            a number in [0, 1], as if it were the probability of the one class `score`; a label is a number
+    classification   one of the classes: probabilities that sum to 1
+    ranking          which of the row's two texts is chosen: a classification with the classes `first` and `second`
+    multilabel       any of the classes, each with a probability of its own; a label names them, joined by commas
+    score            a number in [0, 1], as if it were the probability of the one class `score`; a label is a number
+    text             what a language model writes; any text is a label
+
+Figures of all of them are in accrual/scores.py, those of texts in accrual/generator.py.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from typing import Literal
 
 import msgspec
 
-Task = Literal["classification", "ranking", "multilabel", "score"]
+Task = Literal["classification", "ranking", "multilabel", "score", "text"]
 
 SEPARATOR = ","  # between the names in a label of several
 SCORE = "score"
@@ -25,12 +28,14 @@ class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `classes`: a score has one, `score`, and a ranking two, `first` and `second`: then it may be left out.
     `open`: labels outside `classes` may turn up, and become classes of later generations.
+    `max_new_tokens`: of a text, how long it may be.
     `prior`: what generation 0 says of every row: shares of the classes or, where each stands by itself, its own rate.
     """
 
     task: Task = "classification"
     classes: list[str] = []
     open: bool = False
+    max_new_tokens: int = 64
     prior: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
@@ -43,11 +48,16 @@ class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Whether every class has a probability of its own: they need not sum to 1."""
         return self.task in ("multilabel", "score")
 
+    @property
+    def one_of_classes(self) -> bool:
+        """Whether a label is one of some classes."""
+        return self.task in ("classification", "ranking")
+
     def accepts(self, label: str) -> bool:
         """Whether a text may be a label."""
         if self.task == "score":
             return is_score(label)
-        return self.open or all(name in self.classes for name in self.names_in(label))
+        return self.open or self.task == "text" or all(name in self.classes for name in self.names_in(label))
 
     @property
     def refusal(self) -> str:
@@ -64,7 +74,7 @@ class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def known(self, classes: Sequence[str], labels: Sequence[str]) -> list[str]:
         """`classes`, and behind them in order those that labels name besides."""
-        if self.task == "score":
+        if self.task in ("score", "text"):
             return list(classes)
         return [*classes, *sorted({name for label in set(labels) for name in self.names_in(label)} - set(classes))]
 
@@ -85,13 +95,19 @@ def output_mistakes(output: Output) -> list[tuple[str, str]]:
         found.append(("output.classes", "a score has none: leave it out"))
     elif task == "ranking" and classes != SIDES:
         found.append(("output.classes", f"a ranking has `{SIDES[0]}` and `{SIDES[1]}`: leave it out"))
-    elif len(set(classes)) < len(classes) or len(classes) < (1 if output.each else 2):
+    elif task == "text" and classes:
+        found.append(("output.classes", "a text has none: leave it out"))
+    elif (task != "text" and len(set(classes)) < len(classes)) or len(classes) < (1 if output.each else 2):
         found.append(("output.classes", "name at least two classes, each once"))
     if task == "multilabel" and (split := [name for name in classes if output.names_in(name) != [name]]):
         found.append(("output.classes", f"'{split[0]}': a label of several joins names by '{SEPARATOR}'"))
-    if output.open and task in ("score", "ranking"):
+    if output.open and task in ("score", "ranking", "text"):
         found.append(("output.open", f"a {task} has no further classes: leave it out"))
-    if output.prior is not None:
+    if output.max_new_tokens < 2:
+        found.append(("output.max_new_tokens", "must be at least 2: the last one ends the text"))
+    if task == "text" and output.prior is not None:
+        found.append(("output.prior", "a text has none: generation 0 is the base model as it is"))
+    elif output.prior is not None:
         found += _prior_mistakes(output.prior, output)
     return found
 

@@ -2,7 +2,8 @@
 
     encoder -> mean of the states, length one; of a pair, both as one -> weight @ e + bias -> calibrator
 
-A bundle without `weight` is a constant model: it says the same of every row, and needs neither base nor torch.
+A bundle without `weight` is a constant model: it says the same of every row, and needs neither base nor torch. Where
+the task is a text there is no head: a generator writes it (accrual/generator.py).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from safetensors.numpy import load_file
 from accrual.bundle import Manifest, verify_bundle
 from accrual.calibrator import Calibrator
 from accrual.config import Config
-from accrual.contract import Contract, Text, load_contract
+from accrual.contract import Contract, Text, load_contract, shown
 from accrual.errors import BundleError
 from accrual.events import Distribution
 from accrual.judged import Judged, judged
@@ -28,6 +29,7 @@ from accrual.scores import truth_of
 
 if TYPE_CHECKING:
     from accrual.encoder import Encoder
+    from accrual.generator import Generator
 
 DIGITS = 6  # of a probability on the wire: an event of 77 classes stays under 3 kB
 
@@ -44,8 +46,9 @@ class Predictor:
         bias: NDArray[np.float32],
         calibrator: Calibrator,
         encoder: Encoder | None,
+        generator: Generator | None = None,
     ) -> None:
-        """For `load`. `encoder` is None exactly when `weight` is."""
+        """For `load`. `encoder` is None exactly when `weight` is, `generator` unless the task is a text."""
         self.manifest = manifest
         self.contract = contract
         self.classes = classes
@@ -53,6 +56,7 @@ class Predictor:
         self.bias = bias
         self.calibrator = calibrator
         self._encoder = encoder
+        self._generator = generator
 
     @classmethod
     def load(cls, folder: Path, config: Config) -> Predictor:
@@ -70,6 +74,9 @@ class Predictor:
             weight, bias = head.get("weight"), head["bias"]
         except (OSError, KeyError, msgspec.DecodeError) as exc:
             raise BundleError(f"{folder}: not a whole bundle: {exc}") from exc
+        if contract.output.task == "text":
+            generator = _generator(folder, manifest, contract, config)
+            return cls(manifest, contract, classes, weight, bias, calibrator, None, generator)
         encoder = None if weight is None else _encoder(folder, manifest, contract, config)
         return cls(manifest, contract, classes, weight, bias, calibrator, encoder)
 
@@ -80,17 +87,21 @@ class Predictor:
 
     def predict(self, inputs: Sequence[Mapping[str, Any]]) -> list[Distribution]:
         """One distribution for each row of inputs, probabilities rounded to `DIGITS` digits."""
-        task = self.contract.output.task
-        return [
-            Distribution(
-                task="classification" if task == "ranking" else task,
-                label=self.label_of(row),
-                probabilities=dict(zip(self.classes, row.tolist(), strict=True)),
-            )
-            for row in np.round(self.probabilities([self.contract.render(row) for row in inputs]), DIGITS)
-        ]
+        return self.answers([self.contract.render(row) for row in inputs])
 
-    def label_of(self, row: NDArray[np.float64]) -> str:
+    def answers(self, texts: Sequence[Text]) -> list[Distribution]:
+        """The same for rows that are rendered already."""
+        task = self.contract.output.task
+        if self._generator is not None:
+            written = self._generator.complete([shown(text) for text in texts])
+            said = [(text, {text: round(probability, DIGITS)}) for text, probability in written]
+        else:
+            table = np.round(self.probabilities(texts), DIGITS)
+            said = [(self._label_of(row), dict(zip(self.classes, row.tolist(), strict=True))) for row in table]
+        kind = "classification" if task == "ranking" else task
+        return [Distribution(task=kind, label=label, probabilities=probabilities) for label, probabilities in said]
+
+    def _label_of(self, row: NDArray[np.float64]) -> str:
         """What the probabilities [classes] of a row say: the likeliest class, those of 1/2 and above, or the score."""
         match self.contract.output.task:
             case "score":
@@ -101,7 +112,7 @@ class Predictor:
                 return self.classes[int(row.argmax())]
 
     def vectors(self, texts: Sequence[Text]) -> NDArray[np.float32] | None:
-        """The rows' vectors, [texts, dimensions]; None for a constant model."""
+        """The rows' vectors, [texts, dimensions]; None for a constant model and for one that writes."""
         return None if self._encoder is None else self._encoder.vectors(texts)
 
     def worth(self, inputs: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
@@ -116,6 +127,9 @@ class Predictor:
 
     def judge(self, texts: Sequence[Text], labels: Sequence[str]) -> Judged:
         """What the model says of rows, beside their labels."""
+        if self._generator is not None:
+            rows = self._generator.written([shown(text) for text in texts], labels)
+            return self._generator.read(rows, self.calibrator.temperature).judged()
         return judged(self.probabilities(texts), truth_of(self.contract.output, labels, self.classes))
 
     def probabilities(self, texts: Sequence[Text]) -> NDArray[np.float64]:
@@ -127,8 +141,26 @@ class Predictor:
         return self.calibrator.probabilities(logits)
 
 
-def _encoder(folder: Path, manifest: Manifest, contract: Contract, config: Config) -> Encoder:
-    from accrual.encoder import Encoder, base_digest, base_folder  # brings torch
+def _generator(folder: Path, manifest: Manifest, contract: Contract, config: Config) -> Generator:
+    from accrual.generator import Generator  # brings torch
+
+    return Generator.load(
+        _base(folder, manifest, contract, config),
+        contract.training.max_tokens,
+        contract.output.max_new_tokens,
+        folder / "tokenizer",
+        _adapter(folder),
+    )
+
+
+def _adapter(folder: Path) -> Path | None:
+    adapter = folder / "adapter"
+    return adapter if adapter.is_dir() else None
+
+
+def _base(folder: Path, manifest: Manifest, contract: Contract, config: Config) -> Path:
+    """Where the base model is. Raises BundleError when it is not the one that the bundle was made on."""
+    from accrual.encoder import base_digest, base_folder
 
     base = contract.training.base_model or config.models.base
     where = base_folder(base)
@@ -136,11 +168,16 @@ def _encoder(folder: Path, manifest: Manifest, contract: Contract, config: Confi
         raise BundleError(
             f"{folder}: made on base model '{manifest.base}'; what models.base names here ('{base}') is another"
         )
-    adapter = folder / "adapter"
+    return where
+
+
+def _encoder(folder: Path, manifest: Manifest, contract: Contract, config: Config) -> Encoder:
+    from accrual.encoder import Encoder  # brings torch
+
     return Encoder.load(
-        where,
+        _base(folder, manifest, contract, config),
         contract.training.max_tokens,
         folder / "tokenizer",
-        adapter if adapter.is_dir() else None,
+        _adapter(folder),
         pair=contract.pair,
     )

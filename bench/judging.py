@@ -64,8 +64,8 @@ def _retention() -> None:
     truth = scores.indices_of(labels[LEARN:], tuned.classes)
     print("adapter scale | change of correlation on stsb | at least | Brier | accuracy")
     for scale in (*SCALES, 0.0):
-        scale_adapter(tuned.encoder, scale)
-        change, low = retained(probe, base, cosines(tuned.encoder, probe))
+        scale_adapter(tuned.model, scale)
+        change, low = retained(probe, base, cosines(tuned.model, probe))
         logits = tuned.logits(texts[LEARN:])
         said = calibrate(logits[:KEPT_BACK], truth[:KEPT_BACK]).probabilities(logits[KEPT_BACK:])
         brier, accuracy = scores.brier(said, truth[KEPT_BACK:]), scores.accuracy(said, truth[KEPT_BACK:])

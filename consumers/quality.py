@@ -197,7 +197,7 @@ def _keep(lake: Lake, contract: Contract, broken: list[dict[str, Any]], rules: M
 
 def _labels_and_duplicates(lake: Lake, quality: Quality, output: Output) -> list[dict[str, Any]]:
     lake.rows(queries.LABEL_ERRORS)
-    of_classes = () if output.each else (queries.LABEL_SHARES, queries.LABEL_ERROR_SHARE)
+    of_classes = (queries.LABEL_SHARES, queries.LABEL_ERROR_SHARE) if output.one_of_classes else ()
     shares = (queries.LABEL_NAME_SHARES,) if output.task == "multilabel" else ()
     measured = [
         row for query in (*of_classes, *shares, queries.DUPLICATES, queries.LABEL_CONFLICTS) for row in lake.rows(query)

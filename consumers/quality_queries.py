@@ -93,11 +93,11 @@ def binned(contract: Contract, many_valued: set[str]) -> str:
     Numbers fall into the tenths of the last window; a text that is `many_valued`, by its length, into tenths of those.
     """
     edges: list[str] = []
-    is_score = contract.output.task == "score"
-    parts = [] if is_score else [("label", "label")]
-    fields = {**contract.input_types, **({"label": "number"} if is_score else {})}
+    of_label = {"score": "try_cast(label as double)", "text": "length(label)"}.get(contract.output.task)
+    parts = [("label", "label")] if of_label is None else []
+    fields = {**contract.input_types, **({} if of_label is None else {"label": "number"})}
     for name, kind in fields.items():
-        column = "try_cast(label as double)" if is_score and name == "label" else column_of(name)
+        column = of_label if of_label is not None and name == "label" else column_of(name)
         value = f"length({column})" if name in many_valued else column
         if kind in ("string", "boolean") and name not in many_valued:
             parts.append((name, f"{value}::varchar"))

@@ -42,7 +42,7 @@ class Tally(msgspec.Struct, array_like=True):
         if row.observed_at is not None:
             self.delayed += 1
             self.delay_s += (microseconds(row.observed_at) - microseconds(row.predicted_at)) / 1e6
-        if output.task == "classification":
+        if output.task in ("classification", "text"):
             self.brier += sum(p * p for p in says.values()) - 2 * says.get(label, 0.0) + 1
             self.correct += output.label == label
             self._bin(says.get(output.label, 0.0), output.label == label)

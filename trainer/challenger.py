@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from accrual.bundle import Manifest
-from accrual.contract import Contract, Pair, Text
+from accrual.contract import Contract, Pair, Text, shown
 from accrual.contract import Training as Options
 from accrual.encoder import Encoder, base_folder
 from accrual.errors import TrainingFailed
+from accrual.generator import Generator
 from accrual.output import Output
 from accrual.predictor import Predictor
 from accrual.scores import truth_of
 from trainer.calibrate import calibrate
+from trainer.calibrate_text import calibrate_text
 from trainer.finetune import Start, Tuned, fine_tune
+from trainer.finetune_text import TunedText, fine_tune_text
 from trainer.freeze import freeze
 from trainer.ranks import Ranks
 from trainer.retention import Probe, keep_abilities
@@ -81,17 +85,20 @@ def make_challenger(
     )
     Ranks().shared(training)
     tuned = _train(training)
-    tuned.bias[:] += np.array([selection.shift.get(name, 0.0) for name in tuned.classes], dtype=np.float32)
     manifest = msgspec.structs.replace(
         manifest, start=tuned.start, made_with=manifest.made_with | {"precision": tuned.precision}
     )
     if contract.gate.retention is not None and probe is not None:
-        base = Encoder.load(base_folder(manifest.base), options.max_tokens)
-        scale, retention = keep_abilities(tuned.encoder, base, probe, contract.gate.retention.most_loss)
+        scale, retention = keep_abilities(tuned.model, _load(training), probe, contract.gate.retention.most_loss)
         manifest = msgspec.structs.replace(manifest, adapter_scale=scale, retention=retention)
-    logits = tuned.logits([row.text for row in selection.calibrate])
-    truth = truth_of(contract.output, [row.label for row in selection.calibrate], tuned.classes)
-    calibrator = calibrate(logits, truth, options.calibration, before.calibrator)
+    texts, labels = [row.text for row in selection.calibrate], [row.label for row in selection.calibrate]
+    if isinstance(tuned, TunedText):
+        rows = tuned.model.written([shown(text) for text in texts], labels)
+        calibrator = calibrate_text(tuned.model, rows, options.calibration, before.calibrator)
+    else:
+        tuned.bias[:] += np.array([selection.shift.get(name, 0.0) for name in tuned.classes], dtype=np.float32)
+        truth = truth_of(contract.output, labels, tuned.classes)
+        calibrator = calibrate(tuned.logits(texts), truth, options.calibration, before.calibrator)
     return freeze(store, key, contract, manifest, tuned, calibrator, selection.rows)
 
 
@@ -107,23 +114,39 @@ def take_part() -> None:
             log.info("the training failed: %s", exc)
 
 
-def _train(training: Training) -> Tuned:
-    options = training.options
-    encoder = Encoder.load(
-        base_folder(training.base), options.max_tokens, quantize=options.quantize, pair=training.pair
-    )
+def _train(training: Training) -> Tuned | TunedText:
+    options, start, model = training.options, training.start, _load(training, training.options.quantize)
+    if isinstance(model, Generator):
+        return fine_tune_text(
+            model,
+            [shown(text) for text in training.texts],
+            training.labels,
+            options,
+            training.seed,
+            weights=training.weights,
+            start=start.adapter if start is not None else None,
+            checkpoint=training.checkpoint,
+        )
     return fine_tune(
-        encoder,
+        model,
         training.texts,
         training.labels,
         training.classes,
         options,
         training.seed,
         weights=training.weights,
-        start=training.start,
+        start=start,
         checkpoint=training.checkpoint,
         output=training.output,
     )
+
+
+def _load(training: Training, quantize: Literal["4bit", "8bit"] | None = None) -> Encoder | Generator:
+    """A fresh copy of the base."""
+    folder, options = base_folder(training.base), training.options
+    if training.output.task == "text":
+        return Generator.load(folder, options.max_tokens, training.output.max_new_tokens, quantize=quantize)
+    return Encoder.load(folder, options.max_tokens, quantize=quantize, pair=training.pair)
 
 
 def _start(contract: Contract, champion: Champion, selection: Selection) -> Start | None:
@@ -133,7 +156,9 @@ def _start(contract: Contract, champion: Champion, selection: Selection) -> Star
     in the end.
     """
     adapter, before = champion.folder / "adapter", champion.predictor
-    if contract.training.start == "base" or before.weight is None or not adapter.is_dir():
+    if contract.training.start == "base" or not adapter.is_dir():
         return None
+    if before.weight is None:
+        return Start(adapter, np.zeros((0, 0), dtype=np.float32), before.bias)
     shift = [selection.shift.get(name, 0.0) for name in before.classes]
     return Start(adapter, before.weight, before.bias - np.array(shift, dtype=np.float32))

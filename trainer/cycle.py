@@ -304,7 +304,7 @@ def _kept(manifest: Manifest) -> str:
     if manifest.retention is None:
         return ""
     scaled = f" with its adapter at {manifest.adapter_scale}" if manifest.adapter_scale < 1 else ""
-    return f"; correlation on the probe {manifest.retention:+.4f} against the base{scaled}"
+    return f"; on the probe {manifest.retention:+.4f} against the base{scaled}"
 
 
 def _run_id(stream: str, version: int, parent: str, windows: Sequence[int]) -> str:

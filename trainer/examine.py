@@ -53,8 +53,11 @@ def examine(
     output = after.contract.output
     judged = {model.model: model.judge(texts, labels) for model in (before, after)}
     brier = {name: found.brier for name, found in judged.items()}
-    by_label = _quarters([float(label) for label in labels]) if output.task == "score" else labels
-    groups: dict[str, Sequence[str | None]] = {"label": by_label, **_by_value(inputs)}
+    groups: dict[str, Sequence[str | None]] = _by_value(inputs)
+    if output.task == "score":
+        groups["label"] = _quarters([float(label) for label in labels])
+    elif output.task != "text":
+        groups["label"] = labels
     vectors = after.vectors(texts)
     if vectors is not None:
         groups["texts like"] = clusters(vectors, [shown(text) for text in texts], GROUPS, seed)
@@ -70,13 +73,14 @@ def examine(
 
 
 def _worst_rows(rows: Sequence[Row], model: Predictor) -> list[WorstRow]:
-    output, places = model.contract.output, {name: at for at, name in enumerate(model.classes)}
+    output = model.contract.output
     found = []
-    for row, said in zip(rows, model.probabilities([row.text for row in rows]), strict=True):
-        named = [float(said[places[name]]) if name in places else 0.0 for name in output.names_in(row.label)]
-        of_label = 1 - abs(float(said[0]) - float(row.label)) if output.task == "score" else min(named, default=1.0)
-        label = model.label_of(said)
-        found.append(WorstRow(row.prediction_id, shown(row.text), row.label, label, float(said.max()), of_label))
+    for row, said in zip(rows, model.answers([row.text for row in rows]), strict=True):
+        p = said.probabilities
+        of_names = [p.get(name, 0.0) for name in output.names_in(row.label)]
+        of_label = 1 - abs(p["score"] - float(row.label)) if output.task == "score" else min(of_names, default=1.0)
+        largest = max(p.values())
+        found.append(WorstRow(row.prediction_id, shown(row.text), row.label, said.label, largest, of_label))
     return found
 
 

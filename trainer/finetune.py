@@ -53,7 +53,7 @@ class Start:
 class Tuned:
     """What fine-tuning made: the head, and the encoder with its adapter in place. `start` and `precision`: how."""
 
-    encoder: Encoder
+    model: Encoder
     classes: list[str]
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]
@@ -62,7 +62,7 @@ class Tuned:
 
     def logits(self, texts: Sequence[Text]) -> NDArray[np.float32]:
         """[texts, classes], not yet calibrated."""
-        return np.asarray(self.encoder.vectors(texts) @ self.weight.T + self.bias, dtype=np.float32)
+        return np.asarray(self.model.vectors(texts) @ self.weight.T + self.bias, dtype=np.float32)
 
 
 def fine_tune(

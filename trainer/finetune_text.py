@@ -22,9 +22,9 @@ from trainer.ranks import Ranks
 
 @dataclass(frozen=True)
 class TunedText:
-    """What fine-tuning made: the generator with its adapter in place. `start` and `precision`: how."""
+    """What fine-tuning made: the model with its adapter in place. `start` and `precision`: how."""
 
-    generator: Generator
+    model: Generator
     start: Literal["base", "champion"] = "base"
     precision: Precision = "fp32"
 

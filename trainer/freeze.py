@@ -26,13 +26,16 @@ from accrual.calibrator import Calibrator
 from accrual.contract import Contract
 from accrual.encoder import Encoder, base_digest, base_folder
 from accrual.errors import BundleError
+from accrual.generator import Generator
 from accrual.output import Output
 from trainer.finetune import Tuned
+from trainer.finetune_text import TunedText
 from trainer.model_card import model_card
 
 # The cosine between a text and a label's name, times this, is generation 0's logit. There are no labels to fit it on;
 # on the launch window of support-intents 15 gives Brier 0.507, 20 gives 0.517, 10 gives 0.547.
 NAME_SCALE = 15.0
+_NO_BIAS = np.zeros(0, dtype=np.float32)  # of a model without a head
 
 
 def freeze(
@@ -40,7 +43,7 @@ def freeze(
     key: Ed25519PrivateKey,
     contract: Contract,
     manifest: Manifest,
-    tuned: Tuned,
+    tuned: Tuned | TunedText,
     calibrator: Calibrator,
     rows: pa.Table,
 ) -> str:
@@ -50,8 +53,11 @@ def freeze(
     """
     with drafted(store) as draft:
         _write_rows(draft / ROWS, rows)
-        _write_adapter(draft / "adapter", tuned.encoder, manifest.base)
-        tuned.encoder.tokenizer.save_pretrained(draft / "tokenizer")
+        _write_adapter(draft / "adapter", tuned.model, manifest.base)
+        tuned.model.tokenizer.save_pretrained(draft / "tokenizer")
+        manifest = msgspec.structs.replace(manifest, base_digest=base_digest(base_folder(manifest.base)))
+        if isinstance(tuned, TunedText):
+            return _finish(draft, key, contract, manifest, [], None, _NO_BIAS, calibrator)
         return _finish(draft, key, contract, manifest, tuned.classes, tuned.weight, tuned.bias, calibrator)
 
 
@@ -59,7 +65,7 @@ def freeze_generation_0(store: Path, key: Ed25519PrivateKey, contract: Contract,
     """Write the model that knows the contract only; returns its digest.
 
     With `output.prior` it says that of every row. Without, a row belongs to the class whose name is most like it; where
-    names say nothing of it, as in a ranking, classes share evenly, a score is 1/2.
+    names say nothing of it, as in a ranking, classes share evenly, a score is 1/2. A text is what the base writes.
     """
     manifest = Manifest(
         stream=contract.stream,
@@ -79,10 +85,18 @@ def freeze_generation_0(store: Path, key: Ed25519PrivateKey, contract: Contract,
     )
     classes, prior = contract.output.classes, contract.output.prior
     with drafted(store) as draft:
+        if contract.output.task == "text":
+            folder = base_folder(base)
+            Generator.load(
+                folder, contract.training.max_tokens, contract.output.max_new_tokens
+            ).tokenizer.save_pretrained(draft / "tokenizer")
+            manifest = msgspec.structs.replace(manifest, base_digest=base_digest(folder))
+            return _finish(draft, key, contract, manifest, [], None, _NO_BIAS, Calibrator(method="none"))
         if prior is not None or contract.output.task != "classification":
             bias = _constant(contract.output).astype(np.float32)
             calibrator = Calibrator(each=contract.output.each)
             return _finish(draft, key, contract, manifest, classes, None, bias, calibrator)
+        manifest = msgspec.structs.replace(manifest, base_digest=base_digest(base_folder(base)))
         encoder = Encoder.load(base_folder(base), contract.training.max_tokens)
         encoder.tokenizer.save_pretrained(draft / "tokenizer")
         names = encoder.embed([name.replace("_", " ").replace("-", " ") for name in classes])
@@ -127,7 +141,6 @@ def _finish(
     head = {"bias": bias}
     if weight is not None:
         head["weight"] = np.ascontiguousarray(weight)
-        manifest = msgspec.structs.replace(manifest, base_digest=base_digest(base_folder(manifest.base)))
     save_file(head, draft / "head.safetensors")
     (draft / "labels.json").write_bytes(msgspec.json.encode(list(classes)))
     (draft / "calibrator.json").write_bytes(msgspec.json.encode(calibrator))
@@ -144,15 +157,15 @@ def _write_rows(file: Path, rows: pa.Table) -> None:
     )
 
 
-def _write_adapter(folder: Path, encoder: Encoder, base: str) -> None:
+def _write_adapter(folder: Path, model: Encoder | Generator, base: str) -> None:
     """PEFT's two files, the same bytes for the same weights, and without the path of the base on this machine."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file as save_tensors
 
     folder.mkdir()
-    tensors = {name: tensor.contiguous() for name, tensor in get_peft_model_state_dict(encoder.model).items()}
+    tensors = {name: tensor.contiguous() for name, tensor in get_peft_model_state_dict(model.model).items()}
     save_tensors(tensors, folder / "adapter_model.safetensors")
-    settings: dict[str, Any] = encoder.model.peft_config["default"].to_dict()
+    settings: dict[str, Any] = model.model.peft_config["default"].to_dict()
     settings |= {
         "base_model_name_or_path": base,
         "inference_mode": True,

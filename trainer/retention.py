@@ -7,6 +7,9 @@ base model, which is generation 0's: so small losses do not add up from one gene
 sample, hence a bound: the lower end of the 95% interval of the difference, by a bootstrap that draws the same pairs for
 both (Efron 1979), must not be below `-gate.retention.most_loss`.
 
+A generator is asked for the sentences themselves: how likely it finds each token of them. The mean of the logarithms
+is that of its perplexity on general text with the sign turned, and bounded in the same way.
+
 Where it is, there is a lever. An adapter adds its part to the base's weights; multiplied with less than 1 it keeps more
 of the base and less of the task (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", CVPR,
 arXiv:2109.01903). The largest of `SCALES` that passes is taken.
@@ -25,6 +28,7 @@ from scipy.stats import rankdata
 
 from accrual.encoder import Encoder
 from accrual.errors import ContractError, TrainingFailed
+from accrual.generator import Generator
 
 log = logging.getLogger(__name__)
 
@@ -68,24 +72,46 @@ def read_probe(name: str) -> Probe:
     return Probe(name, list(first), list(second), np.array(similarity))
 
 
-def keep_abilities(encoder: Encoder, base: Encoder, probe: Probe, most_loss: float) -> tuple[float, float]:
-    """Leave the encoder's adapter at the largest scale that keeps the base's abilities; that scale, and the change.
+def keep_abilities(
+    model: Encoder | Generator, base: Encoder | Generator, probe: Probe, most_loss: float
+) -> tuple[float, float]:
+    """Leave the model's adapter at the largest scale that keeps the base's abilities; that scale, and the change.
 
-    The change is of the rank correlation on the probe. Raises TrainingFailed when no scale keeps them.
+    The change is of the rank correlation on the probe or, of a generator, of the log-likelihood of a token. Raises
+    TrainingFailed when no scale keeps them.
     """
-    before = cosines(base, probe)
+    what = "log-likelihood of a token" if isinstance(model, Generator) else "correlation"
+    before = ability(base, probe)
     said = []
     for scale in SCALES:
-        scale_adapter(encoder, scale)
-        change, low = retained(probe, before, cosines(encoder, probe))
-        log.info("%s: correlation %+.4f (at least %+.4f) with the adapter at %g", probe.name, change, low, scale)
+        scale_adapter(model, scale)
+        now = ability(model, probe)
+        change, low = kept(before, now) if isinstance(model, Generator) else retained(probe, before, now)
+        log.info("%s: %s %+.4f (at least %+.4f) with the adapter at %g", probe.name, what, change, low, scale)
         if low >= -most_loss:
             return scale, round(change, 4)
         said.append(f"{low:+.4f} at {scale:g}")
     raise TrainingFailed(
-        f"the base's abilities are lost: on {probe.name} the correlation may have changed by {', '.join(said)}, and"
+        f"the base's abilities are lost: on {probe.name} the {what} may have changed by {', '.join(said)}, and"
         f" gate.retention.most_loss is {most_loss}: train less (epochs, learning_rate, lora.layers), or allow more"
     )
+
+
+def ability(model: Encoder | Generator, probe: Probe) -> NDArray[np.float64]:
+    """What a model says of the probe: of each pair how alike its sentences are, or of each sentence how likely a token
+    of it is, as the logarithm.
+    """
+    if isinstance(model, Encoder):
+        return cosines(model, probe)
+    sentences = sorted({*probe.first, *probe.second})
+    return np.asarray(-model.log_losses(model.written([""] * len(sentences), sentences))[0])
+
+
+def kept(base: NDArray[np.float64], model: NDArray[np.float64]) -> tuple[float, float]:
+    """The mean of what a model says less what the base says, and the lower end of its 95% interval; always the same."""
+    differences = model - base
+    drawn = np.random.default_rng(len(differences)).integers(len(differences), size=(RESAMPLES, len(differences)))
+    return float(differences.mean()), float(np.quantile(differences[drawn].mean(axis=1), 0.025))
 
 
 def cosines(encoder: Encoder, probe: Probe) -> NDArray[np.float64]:
@@ -103,14 +129,14 @@ def retained(probe: Probe, base: NDArray[np.float64], model: NDArray[np.float64]
     return float(change), float(np.quantile(differences, 0.025))
 
 
-def scale_adapter(encoder: Encoder, scale: float) -> None:
+def scale_adapter(model: Encoder | Generator, scale: float) -> None:
     """Let the adapter's part count `scale` times what training gave it; the adapter's settings then say so too."""
     from peft.tuners.lora import LoraLayer
 
-    for module in encoder.model.modules():
+    for module in model.model.modules():
         if isinstance(module, LoraLayer):
             module.set_scale("default", scale)
-            encoder.model.peft_config["default"].lora_alpha = scale * module.lora_alpha["default"]
+            model.model.peft_config["default"].lora_alpha = scale * module.lora_alpha["default"]
 
 
 def _spearman(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:

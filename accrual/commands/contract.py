@@ -92,6 +92,7 @@ def _in_words(contract: Contract) -> str:
         "multilabel": f"any of {classes}",
         "ranking": "the choice between two texts",
         "score": "a score in [0, 1]",
+        "text": f"a text of at most {output.max_new_tokens} tokens",
     }[output.task]
     return (
         f"Stream '{contract.stream}': {len(contract.inputs)} inputs, {says}; "

@@ -40,7 +40,7 @@ def tune(training: Training = FEW, count: int = 60, seed: int = 17, **options: A
 
 
 def digest(tuned: Tuned) -> str:
-    trained = {name: tensor for name, tensor in tuned.encoder.model.state_dict().items() if "lora" in name}
+    trained = {name: tensor for name, tensor in tuned.model.model.state_dict().items() if "lora" in name}
     head = {"weight": torch.from_numpy(tuned.weight), "bias": torch.from_numpy(tuned.bias)}
     return digest_of(trained | head)
 
@@ -198,9 +198,9 @@ def enumerate_names(tensors: Sequence[torch.Tensor]) -> list[tuple[str, torch.Te
 def test_what_lora_options_say_reaches_the_adapter() -> None:
     lora = Lora(rank=4, alpha=4, layers=2, targets=["query", "value"], modules_to_save=["attention.output.LayerNorm"])
     tuned = tune(changed(lora=msgspec.structs.replace(lora, rslora=True, dora=True), epochs=1))
-    settings = tuned.encoder.model.peft_config["default"]
+    settings = tuned.model.model.peft_config["default"]
     assert (settings.use_rslora, settings.use_dora) == (True, True)
-    names = [name for name, p in tuned.encoder.model.named_parameters() if p.requires_grad]
+    names = [name for name, p in tuned.model.model.named_parameters() if p.requires_grad]
     layers = {name.split(".layer.")[1].split(".")[0] for name in names}
     assert layers == {"4", "5"}
     kinds = {name.split(".layer.")[1].split(".", 1)[1] for name in names}
@@ -229,7 +229,7 @@ def test_states_that_memory_has_no_room_for_lie_in_a_file(monkeypatch: pytest.Mo
 def champion(folder: Path, training: Training = FEW) -> tuple[Start, Tuned]:
     """A model whose adapter lies in a folder, as in a bundle."""
     tuned = tune(training)
-    tuned.encoder.model.save_pretrained(folder / "adapter")
+    tuned.model.model.save_pretrained(folder / "adapter")
     return Start(folder / "adapter", tuned.weight, tuned.bias), tuned
 
 
@@ -268,7 +268,7 @@ def test_a_champion_of_another_scale_does_the_same(tmp_path: Path) -> None:
     adapter.adapt(encoder, msgspec.structs.replace(FEW.lora, alpha=16, rslora=True))
     assert adapter.take_over(encoder, start.adapter)
     texts, _ = rows(12, since=60)
-    np.testing.assert_allclose(encoder.embed(texts), before.encoder.embed(texts), atol=1e-5)
+    np.testing.assert_allclose(encoder.embed(texts), before.model.embed(texts), atol=1e-5)
 
 
 def test_a_broken_adapter_of_the_champion_ends_the_run(tmp_path: Path) -> None:
@@ -298,5 +298,5 @@ def test_precision_is_bf16_only_where_it_is_faster_and_says_the_same(monkeypatch
 
 def test_the_model_is_whole_again_after_the_loop(plain: Tuned) -> None:
     """Skipped and recomputed layers are put back: the vectors are those of a base merged with the adapter."""
-    assert not any(isinstance(layer, adapter._Pass) for layer in adapter.layers_of(plain.encoder.model))
-    assert not any("forward" in vars(layer) for layer in adapter.layers_of(plain.encoder.model))
+    assert not any(isinstance(layer, adapter._Pass) for layer in adapter.layers_of(plain.model.model))
+    assert not any("forward" in vars(layer) for layer in adapter.layers_of(plain.model.model))

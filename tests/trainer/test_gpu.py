@@ -40,7 +40,7 @@ def on_cpu() -> tuple[float, float]:
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "auto"])
 def test_it_learns_what_it_learns_on_a_cpu(on_cpu: tuple[float, float], precision: str) -> None:
     tuned = tune(msgspec.structs.replace(FEW, precision=precision), LEARN)
-    assert tuned.encoder.device.type == "cuda"
+    assert tuned.model.device.type == "cuda"
     assert judged(tuned) == pytest.approx(on_cpu, abs=0.03)
 
 
@@ -54,7 +54,7 @@ def test_an_adapter_learned_on_fewer_bits_serves_on_the_base_as_it_is(
     assert {type(module).__name__ for module in linear} == {"Linear4bit" if bits == "4bit" else "Linear8bitLt"}
     texts, labels = rows(LEARN)
     tuned = fine_tune(encoder, texts, labels, CLASSES, FEW, 17)
-    tuned.encoder.model.save_pretrained(tmp_path)
+    tuned.model.model.save_pretrained(tmp_path)
     served = Encoder.load(base_folder("minilm"), 32, adapter=tmp_path)
     assert served.device.type == "cpu"
     assert judged(Tuned(served, tuned.classes, tuned.weight, tuned.bias)) == pytest.approx(on_cpu, abs=0.05)
