@@ -15,7 +15,7 @@ import torch
 from accrual.contract import EarlyStopping, Lora, Training
 from accrual.encoder import Encoder, base_folder
 from accrual.errors import ConfigError, TrainingFailed
-from trainer import adapter, loop
+from trainer import adapter, learner, loop
 from trainer.checkpoint import digest_of
 from trainer.finetune import Start, Tuned, fine_tune
 from trainer.precision import choose
@@ -153,7 +153,7 @@ def test_other_errors_of_torch_are_not_taken_for_memory(monkeypatch: pytest.Monk
 
 
 def test_a_loss_that_is_no_number_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "weighted_loss", lambda logits, *_: logits.sum() * float("nan"))
+    monkeypatch.setattr(learner, "weighted_loss", lambda logits, *_: logits.sum() * float("nan"))
     with pytest.raises(TrainingFailed, match="the loss is nan in epoch 1, step 1"):
         tune()
 
