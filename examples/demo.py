@@ -55,16 +55,22 @@ PLANS = {
     "support-intents": Plan(rows=13_083, minutes=3.5),
     "assistant-intents": Plan(rows=15_000, minutes=3.5),
     "credit-risk": Plan(rows=10_634, minutes=3.5),
+    "comment-emotions": Plan(rows=12_000, minutes=3.5),
+    "text-similarity": Plan(rows=2_786, minutes=3.5),
+    "argument-ranking": Plan(rows=8_198, minutes=3.5),
 }
 QUICK = {
     "support-intents": Plan(rows=3000, minutes=1.2, window_rows=400),
     "assistant-intents": Plan(rows=4000, minutes=1.2, window_rows=600),
     "credit-risk": Plan(rows=4000, minutes=1.2, window_rows=500),
+    "comment-emotions": Plan(rows=3500, minutes=1.2, window_rows=500),
+    "text-similarity": Plan(rows=1400, minutes=1.2, window_rows=250),
+    "argument-ranking": Plan(rows=2400, minutes=1.2, window_rows=400),
 }
 
 
 def demo(
-    stream: Annotated[str, typer.Option(help="support-intents, assistant-intents or credit-risk.")] = "support-intents",
+    stream: Annotated[str, typer.Option(help=f"One of {', '.join(STREAMS)}.")] = "support-intents",
     minutes: Annotated[float | None, typer.Option(min=0.1, help="How long the replay takes; 3.5 unless given.")] = None,
     rows: Annotated[int | None, typer.Option(min=200, help="How many rows of the data are replayed.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A shortened run: fewer rows, smaller windows.")] = False,

@@ -25,13 +25,23 @@ from accrual import ModelFeed, Recorder, load_config, new_prediction_id
 from accrual.cli import run
 from accrual.contract import load_contracts
 from accrual.errors import ConfigError
-from examples import assistant_intents, credit_risk, support_intents
+from examples import (
+    argument_ranking,
+    assistant_intents,
+    comment_emotions,
+    credit_risk,
+    support_intents,
+    text_similarity,
+)
 from examples.case import Case
 
 STREAMS = {
     "support-intents": support_intents,
     "assistant-intents": assistant_intents,
     "credit-risk": credit_risk,
+    "comment-emotions": comment_emotions,
+    "text-similarity": text_similarity,
+    "argument-ranking": argument_ranking,
 }
 
 _BATCH = 64
@@ -115,7 +125,7 @@ def _say(progress: Progress) -> None:
 
 
 def main(
-    stream: Annotated[str, typer.Option(help="support-intents or credit-risk")] = "support-intents",
+    stream: Annotated[str, typer.Option(help=f"one of {', '.join(STREAMS)}")] = "support-intents",
     minutes: Annotated[float, typer.Option(help="how long the replay takes")] = 4.0,
     rows: Annotated[int, typer.Option(help="how many cases; 0: all")] = 0,
     seed: Annotated[int, typer.Option(help="seed of everything drawn")] = 7,

@@ -25,7 +25,14 @@ def support() -> Contract:
 
 
 def test_the_shipped_contracts_are_valid() -> None:
-    assert set(load_contracts(SHIPPED)) == {"assistant-intents", "credit-risk", "support-intents"}
+    assert set(load_contracts(SHIPPED)) == {
+        "argument-ranking",
+        "assistant-intents",
+        "comment-emotions",
+        "credit-risk",
+        "support-intents",
+        "text-similarity",
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """The real data as a production service meets it: in order, seeded, and within the contract."""
 
+import csv
 import itertools
+from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 
@@ -8,11 +10,22 @@ import pytest
 
 from accrual.contract import Contract, load_contracts
 from accrual.events import encode
-from examples import assistant_intents, credit_risk, support_intents
+from examples import (
+    argument_ranking,
+    assistant_intents,
+    comment_emotions,
+    credit_risk,
+    support_intents,
+    text_similarity,
+)
 from examples.case import Case
 
-CONTRACTS = load_contracts(Path(__file__).parents[2] / "schemas" / "contracts")
+ROOT = Path(__file__).parents[2]
+CONTRACTS = load_contracts(ROOT / "schemas" / "contracts")
 SUPPORT, ASSISTANT, CREDIT = (CONTRACTS[name] for name in ("support-intents", "assistant-intents", "credit-risk"))
+EMOTIONS, SIMILARITY, RANKING = (
+    CONTRACTS[name] for name in ("comment-emotions", "text-similarity", "argument-ranking")
+)
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +98,48 @@ def test_loans_keep_their_contract_and_their_real_dates(loans: list[Case]) -> No
     assert min(case.outcomes[0][0] - case.predicted_at for case in defaults) > timedelta(days=90)
 
 
+def test_comments_hold_any_of_the_emotions_that_the_contract_names() -> None:
+    comments = comment_emotions.cases(EMOTIONS, comment_emotions.ROWS, seed=1)
+    assert len(comments) == 12_000
+    check(EMOTIONS, comments)
+    sets = [case.outcomes[-1][1]["emotions"].split(",") for case in comments if case.outcomes]
+    assert {emotion for held in sets for emotion in held} == set(EMOTIONS.output.classes)
+    assert 0.1 < sum(len(held) > 1 for held in sets) / len(sets) < 0.2
+
+
+def test_pairs_are_rated_on_the_whole_scale_and_are_not_those_of_the_retention_probe() -> None:
+    pairs = text_similarity.cases(SIMILARITY, text_similarity.ROWS, seed=1)
+    assert len(pairs) == 2_786
+    check(SIMILARITY, pairs)
+    ratings = [case.outcomes[-1][1]["similarity"] for case in pairs if case.outcomes]
+    assert (min(ratings), max(ratings)) == (0.0, 5.0) and 2.4 < sum(ratings) / len(ratings) < 2.8
+    with (ROOT / "trainer" / "probes" / "stsb.csv").open(encoding="utf-8", newline="") as file:
+        probed = {sentence for row in csv.reader(file) for sentence in row[:2]}
+    assert not probed & {case.inputs[side] for case in pairs for side in ("first", "second")}
+
+
+def test_the_convincing_argument_stands_on_either_side() -> None:
+    pairs = argument_ranking.cases(RANKING, argument_ranking.ROWS, seed=1)
+    assert len(pairs) == 8_198
+    check(RANKING, pairs)
+    chosen = Counter(case.outcomes[-1][1]["chosen"] for case in pairs if case.outcomes)
+    assert set(chosen) == {"first", "second"} and abs(chosen["first"] / chosen.total() - 0.5) < 0.02
+    assert all(case.inputs["first"] != case.inputs["second"] for case in pairs)
+
+
 @pytest.mark.parametrize(
-    ("made", "contract"), [(support_intents, SUPPORT), (assistant_intents, ASSISTANT), (credit_risk, CREDIT)]
+    ("made", "contract"),
+    [
+        (support_intents, SUPPORT),
+        (assistant_intents, ASSISTANT),
+        (credit_risk, CREDIT),
+        (comment_emotions, EMOTIONS),
+        (text_similarity, SIMILARITY),
+        (argument_ranking, RANKING),
+    ],
 )
 def test_the_seed_decides_and_fewer_rows_are_a_sample(made: object, contract: Contract) -> None:
-    cases = getattr(made, "cases")  # noqa: B009 - two modules, one function
+    cases = getattr(made, "cases")  # noqa: B009 - six modules, one function
     assert cases(contract, 500, seed=3) == cases(contract, 500, seed=3)
     assert cases(contract, 500, seed=3) != cases(contract, 500, seed=4)
     assert len(cases(contract, 500, seed=3)) == 500
