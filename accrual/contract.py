@@ -447,6 +447,11 @@ def _inconsistencies(contract: Contract) -> list[tuple[str, str]]:
         found.append(("on_expiry", f"'{contract.on_expiry}' is not `censored` and {contract.output.refusal}"))
     if contract.quality is not None:
         found += mistakes(contract.quality, contract.input_types, contract.field_types, contract.output.classes)
+        found += [
+            ("quality.bounds", f"{bound.metric}: a {contract.output.task} has none: take the bound out")
+            for bound in contract.quality.bounds
+            if bound.metric in contract.output.unmeasured
+        ]
     training, gate = contract.training, contract.gate
     stopping = training.early_stopping
     found += _template_mistakes(contract) + _training_mistakes(contract)

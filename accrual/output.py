@@ -53,6 +53,13 @@ class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Whether a label is one of some classes."""
         return self.task in ("classification", "ranking")
 
+    @property
+    def unmeasured(self) -> set[str]:
+        """Metrics of windows (docs/quality.md) that make no sense of it."""
+        if self.one_of_classes:
+            return set()
+        return {"label_errors"} if self.task == "multilabel" else {"label_errors", "label_share"}
+
     def accepts(self, label: str) -> bool:
         """Whether a text may be a label."""
         if self.task == "score":
@@ -91,13 +98,10 @@ def output_mistakes(output: Output) -> list[tuple[str, str]]:
     """What types cannot check, as (contract field, problem and fix)."""
     task, classes = output.task, output.classes
     found: list[tuple[str, str]] = []
-    if task == "score" and classes != [SCORE]:
-        found.append(("output.classes", "a score has none: leave it out"))
-    elif task == "ranking" and classes != SIDES:
-        found.append(("output.classes", f"a ranking has `{SIDES[0]}` and `{SIDES[1]}`: leave it out"))
-    elif task == "text" and classes:
-        found.append(("output.classes", "a text has none: leave it out"))
-    elif (task != "text" and len(set(classes)) < len(classes)) or len(classes) < (1 if output.each else 2):
+    fixed = {"score": [SCORE], "ranking": SIDES, "text": []}
+    if task in fixed and classes != fixed[task]:
+        found.append(("output.classes", f"those of a {task} are given: leave it out"))
+    elif task not in fixed and (len(set(classes)) < len(classes) or len(classes) < (1 if output.each else 2)):
         found.append(("output.classes", "name at least two classes, each once"))
     if task == "multilabel" and (split := [name for name in classes if output.names_in(name) != [name]]):
         found.append(("output.classes", f"'{split[0]}': a label of several joins names by '{SEPARATOR}'"))

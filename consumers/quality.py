@@ -197,10 +197,14 @@ def _keep(lake: Lake, contract: Contract, broken: list[dict[str, Any]], rules: M
 
 def _labels_and_duplicates(lake: Lake, quality: Quality, output: Output) -> list[dict[str, Any]]:
     lake.rows(queries.LABEL_ERRORS)
-    of_classes = (queries.LABEL_SHARES, queries.LABEL_ERROR_SHARE) if output.one_of_classes else ()
-    shares = (queries.LABEL_NAME_SHARES,) if output.task == "multilabel" else ()
+    queries_by_metric = {
+        "label_share": queries.LABEL_NAME_SHARES if output.task == "multilabel" else queries.LABEL_SHARES,
+        "duplicates": queries.DUPLICATES,
+        "label_conflicts": queries.LABEL_CONFLICTS,
+        "label_errors": queries.LABEL_ERROR_SHARE,
+    }
     measured = [
-        row for query in (*of_classes, *shares, queries.DUPLICATES, queries.LABEL_CONFLICTS) for row in lake.rows(query)
+        row for name, query in queries_by_metric.items() if name not in output.unmeasured for row in lake.rows(query)
     ]
     near_duplicates.find_near_duplicates(lake, column_of(quality.text) if quality.text else "null::varchar")
     return measured + lake.rows(near_duplicates.SHARE)

@@ -58,6 +58,7 @@ PLANS = {
     "comment-emotions": Plan(rows=12_000, minutes=3.5),
     "text-similarity": Plan(rows=2_786, minutes=3.5),
     "argument-ranking": Plan(rows=8_198, minutes=3.5),
+    "restaurant-texts": Plan(rows=400, minutes=20.0),
 }
 QUICK = {
     "support-intents": Plan(rows=3000, minutes=1.2, window_rows=400),
@@ -66,6 +67,7 @@ QUICK = {
     "comment-emotions": Plan(rows=3500, minutes=1.2, window_rows=500),
     "text-similarity": Plan(rows=1400, minutes=1.2, window_rows=250),
     "argument-ranking": Plan(rows=2400, minutes=1.2, window_rows=400),
+    "restaurant-texts": Plan(rows=200, minutes=8.0, window_rows=40),
 }
 
 

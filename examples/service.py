@@ -30,6 +30,7 @@ from examples import (
     assistant_intents,
     comment_emotions,
     credit_risk,
+    restaurant_texts,
     support_intents,
     text_similarity,
 )
@@ -42,6 +43,7 @@ STREAMS = {
     "comment-emotions": comment_emotions,
     "text-similarity": text_similarity,
     "argument-ranking": argument_ranking,
+    "restaurant-texts": restaurant_texts,
 }
 
 _BATCH = 64

@@ -59,7 +59,7 @@ def test_a_ranking_reads_two_texts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "field", "problem"),
     [
-        ({"output": {"task": "score", "classes": ["a", "b"]}}, "output.classes", "a score has none"),
+        ({"output": {"task": "score", "classes": ["a", "b"]}}, "output.classes", "those of a score are given"),
         ({"output": {"task": "score", "open": True}}, "output.open", "a score has no further classes"),
         ({"output": {"task": "score", "prior": {"score": 1}}}, "output.prior", "a rate between 0 and 1"),
         ({"output": {"task": "score"}, "on_expiry": "2"}, "on_expiry", "'2' is not `censored` and is not a number"),
@@ -94,6 +94,14 @@ def test_a_ranking_reads_two_texts(tmp_path: Path) -> None:
             "needs one class a row",
         ),
         ({"output": {"task": "ranking"}, "training": PAIR | {"second_template": "x"}}, "training.second_template", "{"),
+        ({"output": {"task": "text"}}, "training.base_model", "a text needs a model that writes"),
+        ({"output": {"task": "text", "prior": {"a": 0.5}}}, "output.prior", "the base model as it is"),
+        ({"output": {"task": "text", "max_new_tokens": 200}}, "training.max_tokens", "counts prompt and text"),
+        (
+            {"output": {"task": "score"}, "quality": {"bounds": [{"metric": "label_share", "most": 0.5}]}},
+            "quality.bounds",
+            "label_share: a score has none",
+        ),
         ({"output": {"classes": ["a"]}}, "output.classes", "at least two classes"),
         ({"output": {"task": "guess"}}, "output.task", "Invalid enum value 'guess'"),
     ],
