@@ -443,8 +443,12 @@ def _inconsistencies(contract: Contract) -> list[tuple[str, str]]:
             for name in contract.label_fields
             if contract.outcome.values[name].pii
         ]
-    if contract.on_expiry != CENSORED and not contract.output.accepts(contract.on_expiry):
-        found.append(("on_expiry", f"'{contract.on_expiry}' is not `censored` and {contract.output.refusal}"))
+    if contract.on_expiry != CENSORED:
+        named = msgspec.structs.replace(contract.output, open=False)  # a class that expiry alone gives is a mistake
+        if contract.output.task == "text":
+            found.append(("on_expiry", "a text that never came is `censored`: leave it out"))
+        elif not named.accepts(contract.on_expiry):
+            found.append(("on_expiry", f"'{contract.on_expiry}' is neither `censored` nor one of {named.wanted}"))
     if contract.quality is not None:
         found += mistakes(contract.quality, contract.input_types, contract.field_types, contract.output.classes)
         found += [

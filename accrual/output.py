@@ -70,8 +70,13 @@ class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def refusal(self) -> str:
         """What is wrong with a text that is no label."""
         if self.task == "score":
-            return "is not a number in [0, 1]"
-        return "is not one of output.classes; add it there or set output.open: true"
+            return f"is not one of {self.wanted}"
+        return f"is not one of {self.wanted}; add it there or set output.open: true"
+
+    @property
+    def wanted(self) -> str:
+        """What a label may be."""
+        return "the numbers from 0 to 1" if self.task == "score" else "output.classes"
 
     def names_in(self, label: str) -> list[str]:
         """The classes that a label names."""

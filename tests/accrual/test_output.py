@@ -34,7 +34,7 @@ def test_a_score_is_a_number_between_0_and_1(tmp_path: Path) -> None:
     free = contract(tmp_path, output={"task": "score"})
     assert free.label_of({"said": "0.3"}) == "0.3"
     for text in ("1.01", "-0.1", "nan", "much"):
-        with pytest.raises(Rejected, match=f"label '{text}' is not a number in"):
+        with pytest.raises(Rejected, match=f"label '{text}' is not one of the numbers from 0 to 1"):
             free.label_of({"said": text})
 
 
@@ -62,7 +62,11 @@ def test_a_ranking_reads_two_texts(tmp_path: Path) -> None:
         ({"output": {"task": "score", "classes": ["a", "b"]}}, "output.classes", "those of a score are given"),
         ({"output": {"task": "score", "open": True}}, "output.open", "a score has no further classes"),
         ({"output": {"task": "score", "prior": {"score": 1}}}, "output.prior", "a rate between 0 and 1"),
-        ({"output": {"task": "score"}, "on_expiry": "2"}, "on_expiry", "'2' is not `censored` and is not a number"),
+        (
+            {"output": {"task": "score"}, "on_expiry": "2"},
+            "on_expiry",
+            "'2' is neither `censored` nor one of the numbers from 0 to 1",
+        ),
         (
             {"output": {"task": "score"}, "label": {"field": "stars", "take": "sum", "thresholds": {"1": 5}}},
             "label.take",
