@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+SCORED = """
+    select stream, model, prediction_id, predicted_at, label,
+        case task when 'score' then (said::double >= 0.5) = (label::double >= 0.5)
+            when 'multilabel' then list_sort(string_split(said, ',')) = list_sort(string_split(label, ','))
+            else said = label end::int as hit,
+        coalesce(2 * list_avg(list_transform(each, lambda d: d * d)), squares - 2 * of_label + 1) as brier
+    from (
+        select stream, model, prediction_id, predicted_at, label,
+            output->>'task' as task, output->>'label' as said,
+            coalesce((output->'probabilities'->>label)::double, 0) as of_label,
+            list_sum(list_transform((output->'$.probabilities.*')::double[], lambda p: p * p)) as squares,
+            case output->>'task'
+                when 'score' then [(output->'probabilities'->>'score')::double - try_cast(label as double)]
+                when 'multilabel' then list_transform(
+                    map_entries((output->'probabilities')::map(varchar, double)),
+                    lambda entry: entry.value - list_contains(string_split(label, ','), entry.key)::int)
+            end as each
+        from ground_truth where label is not null
+    )
+"""
+"""Labeled rows: whether what was said is right, and its Brier score, both as in accrual/scores.py. `each` has the
+distances of the classes where each of them stands by itself."""
+
 QUESTIONS: dict[str, str] = {
-    # `coverage`: the share of a model's captured predictions that have a label. `accuracy`, `brier`: as in
-    # accrual/scores.py; `each` has the distances of the classes where each of them stands by itself.
-    "accuracy_by_version": """
+    # `coverage`: the share of a model's captured predictions that have a label.
+    "accuracy_by_version": f"""
         with captured as (
             select stream, model, count(distinct prediction_id) as predictions from predictions group by all
         ),
-        judged as (
-            select stream, model, predicted_at, label, output->>'label' as said,
-                coalesce((output->'probabilities'->>label)::double, 0) as of_label,
-                list_sum(list_transform((output->'$.probabilities.*')::double[], lambda p: p * p)) as squares,
-                case output->>'task'
-                    when 'score' then [(output->'probabilities'->>'score')::double - try_cast(label as double)]
-                    when 'multilabel' then list_transform(
-                        map_entries((output->'probabilities')::map(varchar, double)),
-                        lambda entry: entry.value - list_contains(string_split(label, ','), entry.key)::int)
-                end as each
-            from ground_truth where label is not null
-        )
+        judged as ({SCORED})
         select stream, model, any_value(predictions) as predictions, count(label) as labeled,
-            labeled / any_value(predictions) as coverage,
-            avg(case when each is null then said = label
-                when len(each) = 1 and try_cast(label as double) is not null
-                    then (said::double >= 0.5) = (label::double >= 0.5)
-                else list_sort(string_split(said, ',')) = list_sort(string_split(label, ',')) end::int) as accuracy,
-            avg(coalesce(2 * list_avg(list_transform(each, lambda d: d * d)), squares - 2 * of_label + 1)) as brier,
+            labeled / any_value(predictions) as coverage, avg(hit) as accuracy, avg(brier) as brier,
             min(predicted_at) as first_prediction, max(predicted_at) as last_prediction
         from captured left join judged using (stream, model) group by all order by all
     """,
@@ -45,7 +51,7 @@ QUESTIONS: dict[str, str] = {
             from (
                 select stream, model, label, output->>'task' as task,
                     unnest(map_entries((output->'probabilities')::map(varchar, double))) as said
-                from ground_truth where label is not null and output->>'task' in ('multilabel', 'score')
+                from ground_truth where label is not null and (output->>'task') in ('multilabel', 'score')
             )
         ),
         bins as (

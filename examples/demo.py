@@ -31,7 +31,7 @@ from accrual.errors import ConfigError
 from accrual.lake import open_lake
 from accrual.supervisor import Supervisor
 from examples.board import Board
-from examples.figures import Figures, find
+from examples.figures import Figures, find, measure_of
 from examples.ground import own_folder, prepare, reached_broker, shipped_contract
 from examples.report import render
 from examples.service import STREAMS
@@ -143,7 +143,7 @@ def _run(console: Console, stream: str, plan: Plan, seed: int, keep_broker: bool
         rows=plan.rows,
         share=min(1.0, share),
         seed=seed,
-        two_classes=len(contract.output.classes) == 2 and not contract.output.open,
+        measure=measure_of(contract),
         seconds=time.monotonic() - began,
         lake=config.lake_catalog,
         sql_example=f'ACCRUAL_CONFIG={os.path.relpath(home)}/accrual.toml accrual sql "{sql}"',

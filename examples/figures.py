@@ -8,25 +8,23 @@ from typing import Any, Literal
 
 import msgspec
 
+from accrual.contract import Contract
 from accrual.lake import Lake
+from accrual.lake_views import SCORED
 
 # Accuracy and Brier score of what was served, in forty stretches of equal length by time of prediction.
-_LIVE = """
-    with served as (
-        select model, label, predicted_at, prediction_id, output->>'label' as said,
-               from_json(output->'probabilities', '"MAP(VARCHAR, DOUBLE)"') as p
-        from ground_truth where stream = ? and label is not null
-    ), scored as (
-        select model, (said = label)::int as hit,
-               list_sum(list_transform(map_values(p), lambda x: x * x)) + 1 - 2 * coalesce(p[label], 0) as brier,
-               row_number() over (order by predicted_at, prediction_id) - 1 as place,
+_LIVE = f"""
+    with placed as (
+        select model, hit, brier, row_number() over (order by predicted_at, prediction_id) - 1 as place,
                greatest(1, ceil(count(*) over () / 40.0)) as length
-        from served
+        from ({SCORED}) where stream = ?
     )
     select min(place)::int as first, count(*)::int as predictions, arg_max(model, place) as model,
            avg(hit) as accuracy, avg(brier) as brier
-    from scored group by floor(place / length) order by first
+    from placed group by floor(place / length) order by first
 """
+Measure = Literal["auroc", "rank_correlation", "accuracy"]
+NAMES: dict[Measure, str] = {"auroc": "AUROC", "rank_correlation": "rank corr.", "accuracy": "accuracy"}
 
 
 class Scores(msgspec.Struct, frozen=True):
@@ -36,6 +34,7 @@ class Scores(msgspec.Struct, frozen=True):
     rows: int
     accuracy: float
     auroc: float | None
+    rank_correlation: float | None
     brier: float
     log_loss: float
     ece: float
@@ -98,13 +97,15 @@ class Findings(msgspec.Struct, frozen=True):
 
 
 class Figures(msgspec.Struct, frozen=True):
-    """A whole run: what was asked for, what the lake says, and the audit. `share` is that of the data's rows."""
+    """A whole run: what was asked for, what the lake says, and the audit. `share` is that of the data's rows, `measure`
+    the field of `Scores` that says how well rows are told apart.
+    """
 
     stream: str
     rows: int
     share: float
     seed: int
-    two_classes: bool
+    measure: Measure
     seconds: float
     lake: str
     sql_example: str
@@ -113,10 +114,13 @@ class Figures(msgspec.Struct, frozen=True):
     books: dict[str, int]
     findings: Findings
 
-    @property
-    def measure(self) -> Literal["auroc", "accuracy"]:
-        """The field of `Scores` that says how well the classes are told apart."""
-        return "auroc" if self.two_classes else "accuracy"
+
+def measure_of(contract: Contract) -> Measure:
+    """What is shown beside the Brier score."""
+    if contract.output.task == "score":
+        return "rank_correlation"
+    two = len(contract.output.classes) == 2 and not contract.output.open and not contract.output.each
+    return "auroc" if two else "accuracy"
 
 
 def find(lake: Lake, stream: str) -> Findings:

@@ -7,7 +7,7 @@ from datetime import datetime
 from html import escape
 
 from accrual.page import Points, line_chart, marked, page, table, tiles
-from examples.figures import Figures, Scores, Trial
+from examples.figures import NAMES, Figures, Scores, Trial
 from examples.table import VERDICTS
 
 _KINDS = {"promote": "good", "reject": "bad", "wait": ""}
@@ -15,7 +15,7 @@ _KINDS = {"promote": "good", "reject": "bad", "wait": ""}
 
 def render(figures: Figures) -> str:
     """The whole page."""
-    measure = "AUROC" if figures.two_classes else "accuracy"
+    measure = NAMES[figures.measure]
     trials = figures.findings.trials
     body = f"""<h1>{escape(figures.stream)}</h1>
 <p class="soft">{figures.rows:,} rows ({figures.share:.0%} of the data, seed {figures.seed}); the run took
@@ -80,7 +80,7 @@ def _live_chart(figures: Figures, field: str, title: str) -> str:
 
 
 def _trials_table(figures: Figures) -> str:
-    measure = "AUROC" if figures.two_classes else "accuracy"
+    measure = NAMES[figures.measure]
     rows = [
         [
             trial.challenger.model.rpartition("@")[2],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich import box
 from rich.table import Table
 
-from examples.figures import Figures, Scores
+from examples.figures import NAMES, Figures, Scores
 
 VERDICTS = {"promote": "promoted", "reject": "rejected", "wait": "waits"}
 _STYLES = {"promote": "green", "reject": "red", "wait": "dim"}
@@ -13,7 +13,7 @@ _STYLES = {"promote": "green", "reject": "red", "wait": "dim"}
 
 def trials_table(figures: Figures) -> Table:
     """Each challenger on a window it had not seen; under it the champion of the time and generation 0, on the same."""
-    measure = "AUROC" if figures.two_classes else "accuracy"
+    measure = NAMES[figures.measure]
     table = Table(title="Every challenger on the next window", title_justify="left", header_style="dim", box=box.SIMPLE)
     table.pad_edge, table.collapse_padding = False, True  # 80 columns are enough
     for name in ("window", "model", "trained on", measure, "Brier", "log-loss", "ECE", "gate"):

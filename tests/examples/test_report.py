@@ -13,7 +13,16 @@ from examples.table import trials_table
 
 
 def scores(model: str, accuracy: float, brier: float) -> Scores:
-    return Scores(model=model, rows=980, accuracy=accuracy, auroc=None, brier=brier, log_loss=brier * 2, ece=0.04)
+    return Scores(
+        model=model,
+        rows=980,
+        accuracy=accuracy,
+        auroc=None,
+        rank_correlation=None,
+        brier=brier,
+        log_loss=brier * 2,
+        ece=0.04,
+    )
 
 
 def figures() -> Figures:
@@ -56,7 +65,7 @@ def figures() -> Figures:
         rows=13_083,
         share=1.0,
         seed=7,
-        two_classes=False,
+        measure="accuracy",
         seconds=290.0,
         lake="sqlite:/tmp/lake.sqlite",
         sql_example='accrual sql "select 1 < 2"',
@@ -89,7 +98,7 @@ def test_a_run_without_a_trial_still_has_a_report() -> None:
 @pytest.mark.parametrize("two_classes", [True, False])
 def test_the_table_shows_each_challenger_beside_its_rivals(two_classes: bool) -> None:
     console = Console(width=80, record=True)
-    console.print(trials_table(msgspec.structs.replace(figures(), two_classes=two_classes)))
+    console.print(trials_table(msgspec.structs.replace(figures(), measure="auroc" if two_classes else "accuracy")))
     rows = [line.split() for line in console.export_text().splitlines() if line.strip()]
     assert ("AUROC" in rows[1]) is two_classes
     first = "-" if two_classes else "0.740"
