@@ -32,12 +32,12 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from accrual import scores
+from accrual.calibrator import uncurved
 from accrual.config import Config, load_config
 from accrual.contract import Contract, load_contract
 from accrual.encoder import Encoder, base_folder
 from accrual.lake import open_lake, open_lake_for_writing
 from accrual.lake_tables import TABLES
-from accrual.predictor import softmax
 from examples.case import Case
 from examples.credit_risk import ROWS, cases
 from trainer.calibrate import calibrate
@@ -120,7 +120,7 @@ def learned(contract: Contract, selection: Selection, vectors: dict[str, Floats]
     head = LogisticRegression(C=1.0, max_iter=1000)
     head.fit([vectors[row.text] for row in rows], truth_of(rows), sample_weight=[row.weight for row in rows])
     calibrator = calibrate(logits_of(np.stack([vectors[row.text] for row in late])), truth_of(late))
-    return softmax(logits_of(asked), calibrator.temperature)
+    return uncurved(logits_of(asked), calibrator.temperature, each=False)
 
 
 def print_row(name: str, selection: Selection | None, said: Floats, constant: Floats, truth: NDArray[np.int64]) -> None:

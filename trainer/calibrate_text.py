@@ -14,16 +14,21 @@ import numpy as np
 from accrual.calibrator import Calibrator, Method
 from accrual.generator import Generator, Written
 from trainer.calibrate import STRAYS
+from trainer.learner import counts_of
 
 GRID = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4, 1.6)
 
 
 def calibrate_text(
-    generator: Generator, rows: Sequence[Written], method: Literal["auto"] | Method, champion: Calibrator
+    generator: Generator,
+    rows: Sequence[Written],
+    method: Literal["auto"] | Method,
+    champion: Calibrator,
+    weights: Sequence[float],
 ) -> Calibrator:
-    """The calibrator of a generator; `none` leaves its probabilities as they are."""
+    """The calibrator of a generator; `none` leaves its probabilities as they are. `weights`: what each row counts."""
     if method == "none" or not rows:
         return Calibrator(method="none")
     strayed = (np.log(GRID) - np.log(champion.temperature)) / STRAYS
-    unlikely = generator.log_losses(rows, GRID).sum(axis=1) + strayed**2 / 2
+    unlikely = generator.log_losses(rows, GRID) @ counts_of(weights, len(rows)).numpy() + strayed**2 / 2
     return Calibrator(temperature=GRID[int(unlikely.argmin())], rows=len(rows))

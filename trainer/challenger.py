@@ -92,13 +92,14 @@ def make_challenger(
         scale, retention = keep_abilities(tuned.model, _load(training), probe, contract.gate.retention.most_loss)
         manifest = msgspec.structs.replace(manifest, adapter_scale=scale, retention=retention)
     texts, labels = [row.text for row in selection.calibrate], [row.label for row in selection.calibrate]
+    weights = [row.weight for row in selection.calibrate]
     if isinstance(tuned, TunedText):
         rows = tuned.model.written([shown(text) for text in texts], labels)
-        calibrator = calibrate_text(tuned.model, rows, options.calibration, before.calibrator)
+        calibrator = calibrate_text(tuned.model, rows, options.calibration, before.calibrator, weights)
     else:
         tuned.bias[:] += np.array([selection.shift.get(name, 0.0) for name in tuned.classes], dtype=np.float32)
         truth = truth_of(contract.output, labels, tuned.classes)
-        calibrator = calibrate(tuned.logits(texts), truth, options.calibration, before.calibrator)
+        calibrator = calibrate(tuned.logits(texts), truth, options.calibration, before.calibrator, weights)
     return freeze(store, key, contract, manifest, tuned, calibrator, selection.rows)
 
 

@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accrual import scores
-from accrual.calibrator import Calibrator, Sigmoid, Steps, softmax
+from accrual.calibrator import Calibrator, Sigmoid, Steps, uncurved
 from trainer.calibrate import FEWEST_ROWS, calibrate, loss_per_row
 
 METHODS = ["temperature", "platt", "beta", "isotonic"]
@@ -28,7 +29,7 @@ def two_classes(rows: int, seed: int, scale: float = 1.0, shift: float = 0.0) ->
 def many_classes(rows: int, seed: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
     chance = np.random.default_rng(seed)
     honest = chance.normal(0, 2, (rows, 5))
-    truth = np.array([chance.choice(5, p=p) for p in softmax(honest, 1.0)])
+    truth = np.array([chance.choice(5, p=p) for p in uncurved(honest, 1.0, each=False)])
     return (scale * honest).astype(np.float32), truth
 
 
@@ -36,7 +37,7 @@ def test_a_model_that_is_too_sure_is_cooled_by_how_much_it_is() -> None:
     fitted = calibrate(*many_classes(2000, 1, scale=3.0), method="temperature")
     assert fitted.temperature == pytest.approx(3.0, rel=0.1)
     logits, truth = many_classes(2000, 2, scale=3.0)
-    assert scores.calibration_error(softmax(logits, 1.0), truth) > 0.1
+    assert scores.calibration_error(uncurved(logits, 1.0, each=False), truth) > 0.1
     assert scores.calibration_error(fitted.probabilities(logits), truth) < 0.03
 
 
@@ -71,7 +72,7 @@ def test_whatever_the_rows_probabilities_sum_to_one_and_keep_the_order(method: s
     assert said.sum(axis=1) == pytest.approx(np.ones(30))
     assert ((said > 0) & (said < 1)).all()
     if classes == 2:
-        order = np.argsort(softmax(logits, 1.0)[:, 1])
+        order = np.argsort(uncurved(logits, 1.0, each=False)[:, 1])
         assert (np.diff(said[order, 1]) >= -1e-12).all()
     assert msgspec.json.decode(msgspec.json.encode(fitted), type=Calibrator) == fitted
 
@@ -138,7 +139,9 @@ def test_curves_are_chosen_only_where_each_class_has_rows() -> None:
 def test_without_calibration_logits_are_taken_as_they_are() -> None:
     logits, truth = two_classes(400, 10, scale=3.0)
     assert calibrate(logits, truth, method="none") == Calibrator(method="none")
-    assert calibrate(logits, truth, method="none").probabilities(logits) == pytest.approx(softmax(logits, 1.0))
+    assert calibrate(logits, truth, method="none").probabilities(logits) == pytest.approx(
+        uncurved(logits, 1.0, each=False)
+    )
 
 
 def test_labels_outside_the_classes_make_a_model_less_sure() -> None:
@@ -161,14 +164,14 @@ def test_labels_outside_the_classes_make_a_model_less_sure() -> None:
 @given(st.integers(0, 1000))
 def test_of_two_classes_the_loss_is_their_log_loss(seed: int) -> None:
     logits, truth = two_classes(20, seed)
-    said = softmax(logits, 1.0)
+    said = uncurved(logits, 1.0, each=False)
     assert loss_per_row(said, truth) == pytest.approx(scores.log_loss_per_row(said, truth))
 
 
 def test_a_bundles_calibrator_of_before_is_read_as_it_was_meant() -> None:
     old = msgspec.json.decode(b'{"temperature":1.7,"rows":120}', type=Calibrator)
     logits, _ = two_classes(5, 12)
-    assert old.probabilities(logits) == pytest.approx(softmax(logits, 1.7))
+    assert old.probabilities(logits) == pytest.approx(uncurved(logits, 1.7, each=False))
 
 
 def test_the_curves_are_what_their_parameters_say() -> None:
@@ -183,3 +186,30 @@ def test_services_apply_it_with_numpy_alone() -> None:
     program = "import sys, accrual.calibrator; print(*sorted(m for m in sys.modules if '.' not in m))"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert {"torch", "sklearn", "scipy", "pyarrow"} & set(loaded.stdout.split()) == set()
+
+
+@pytest.mark.parametrize("method", ["temperature", "platt", "beta", "isotonic"])
+def test_a_rows_weight_is_as_many_rows_as_it_says(method: Any) -> None:
+    logits, truth = two_classes(300, 15, scale=2.0)
+    weights = np.where(logits.argmax(axis=1) == truth, 1, 4)
+    weighted = calibrate(logits, truth, method=method, weights=weights.tolist())
+    repeated = calibrate(np.repeat(logits, weights, axis=0), np.repeat(truth, weights), method=method)
+    # The priors count as much against 300 rows as against 600, so the two are near, not the same.
+    plain = calibrate(logits, truth, method=method)
+    near, far = (np.abs(one.probabilities(logits) - repeated.probabilities(logits)).mean() for one in (weighted, plain))
+    assert near < 0.02 < far / 2
+
+
+def test_a_score_is_calibrated_by_what_it_should_have_been() -> None:
+    chance = np.random.default_rng(2)
+    logits = chance.normal(0, 3, (900, 1)).astype(np.float32)
+    truth = np.clip(1 / (1 + np.exp(-logits / 3)) + chance.normal(0, 0.05, logits.shape), 0, 1)
+    for method in ("temperature", "platt", "beta", "isotonic"):
+        fitted = calibrate(logits[:600], truth[:600], method=method)
+        said = fitted.probabilities(logits[600:])
+        assert fitted.each and said.shape == (300, 1)
+        assert np.abs(said - truth[600:]).mean() < 0.06
+    assert (
+        np.abs(calibrate(logits[:600], truth[:600], method="none").probabilities(logits[600:]) - truth[600:]).mean()
+        > 0.15
+    )
