@@ -62,8 +62,8 @@ class Generator:
     ) -> Generator:
         """Load the base from its folder, and merge the adapter into this copy of it.
 
-        Raises BundleError when one of them cannot be loaded, ConfigError when the base is to be quantized and there is
-        no CUDA or no bitsandbytes.
+        Raises BundleError when one of them cannot be loaded or the tokenizer has no end of a text, ConfigError when the
+        base is to be quantized and there is no CUDA or no bitsandbytes.
         """
         bits = quantized(quantize)
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -82,6 +82,8 @@ class Generator:
         except (OSError, ValueError, RuntimeError, KeyError) as exc:
             raise BundleError(f"the model cannot be loaded from {base} and {adapter or tokenizer}: {exc}") from exc
         model.eval()  # type: ignore[no-untyped-call]
+        if words.eos_token_id is None:
+            raise BundleError(f"{base}: its tokenizer has no token that ends a text: no model can be taught to stop")
         return cls(model.requires_grad_(False), words, max_tokens, max_new_tokens)
 
     @property
@@ -99,8 +101,8 @@ class Generator:
             found.append(Written([*before, *after, self.tokenizer.eos_token_id], len(before)))
         return found
 
-    def complete(self, prompts: Sequence[str]) -> list[Completion]:
-        """The likeliest continuation of each prompt, token by token."""
+    def complete(self, prompts: Sequence[str], temperature: float = 1.0) -> list[Completion]:
+        """The likeliest continuation of each prompt, token by token, and its probability at a temperature."""
         turns = [self._turn(prompt) for prompt in prompts]
         texts = [""] * len(prompts)
         end = self.tokenizer.eos_token_id
@@ -119,7 +121,7 @@ class Generator:
                 )
                 for row, tokens in zip(rows, said[:, longest:].tolist(), strict=True):
                     texts[row] = self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
-        found = self.read(self.written(prompts, texts))
+        found = self.read(self.written(prompts, texts), temperature)
         return [
             Completion(text, float(np.exp(tokens.log_p.sum())))
             for text, tokens in zip(texts, found.rows(), strict=True)

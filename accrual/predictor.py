@@ -21,7 +21,7 @@ from accrual.bundle import Manifest, verify_bundle
 from accrual.calibrator import Calibrator
 from accrual.config import Config
 from accrual.contract import Contract, Text, load_contract, shown
-from accrual.errors import BundleError
+from accrual.errors import BundleError, ContractError
 from accrual.events import Distribution
 from accrual.judged import Judged, judged
 from accrual.output import SEPARATOR
@@ -93,7 +93,7 @@ class Predictor:
         """The same for rows that are rendered already."""
         task = self.contract.output.task
         if self._generator is not None:
-            written = self._generator.complete([shown(text) for text in texts])
+            written = self._generator.complete([shown(text) for text in texts], self.calibrator.temperature)
             said = [(text, {text: round(probability, DIGITS)}) for text, probability in written]
         else:
             table = np.round(self.probabilities(texts), DIGITS)
@@ -119,7 +119,12 @@ class Predictor:
         """Of a ranking: how much each row's first text is worth, [rows]. The greater of two is the likelier choice.
 
         Differences are log-odds, but for the calibration and for what being first is worth. A constant model: all 0.
+        Raises ContractError for another task.
         """
+        if self.contract.output.task != "ranking":
+            raise ContractError(
+                f"output.task is {self.contract.output.task}: only of a ranking's texts one is worth more"
+            )
         if self._encoder is None or self.weight is None:
             return np.zeros(len(inputs))
         firsts = self._encoder.texts_of([self.contract.render(row) for row in inputs])[0::2]

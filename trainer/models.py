@@ -76,7 +76,8 @@ def show(model: _Model) -> None:
     for name, value in _facts(config, one).items():
         typer.echo(f"{name + ':':18}{printable(str(value))}")
     if one.trials:
-        fields = ["window", "model", "role", "rows", "accuracy", "auroc", "brier", "log_loss", "ece", "e_value"]
+        told_apart = "rank_correlation" if one.trials[0].challenger.rank_correlation is not None else "auroc"
+        fields = ["window", "model", "role", "rows", "accuracy", told_apart, "brier", "log_loss", "ece", "e_value"]
         print_rows(
             Format.TABLE,
             fields,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_METRICS = ("accuracy", "auroc", "brier", "log_loss", "ece", "coverage", "e_value")
+_METRICS = ("accuracy", "auroc", "rank_correlation", "brier", "log_loss", "ece", "coverage", "e_value")
 _ENDED = {"promoted": "FINISHED", "rejected": "FINISHED", "failed": "FAILED"}
 _RUN_ID = "accrual.run_id"
 
