@@ -103,10 +103,10 @@ class Lake:
             for name in tables:
                 self._connection.unregister(name)
 
-    def batches(self, sql: str, params: Sequence[Any] = ()) -> Iterator[pa.RecordBatch]:
+    def batches(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> Iterator[pa.RecordBatch]:
         """Run one statement; its rows as Arrow batches, computed as they are asked for. Raises like `rows`."""
         with _engine_errors():
-            reader = self._connection.execute(sql, list(params)).to_arrow_reader(_BATCH_ROWS)
+            reader = self._connection.execute(sql, params).to_arrow_reader(_BATCH_ROWS)
         while True:
             with _engine_errors():
                 try:

@@ -41,7 +41,8 @@ from accrual.lake_tables import TABLES
 from examples.case import Case
 from examples.credit_risk import ROWS, cases
 from trainer.calibrate import calibrate
-from trainer.select import KEPT_BACK, Selection, sealed_windows, select
+from trainer.pool import KEPT_BACK
+from trainer.select import Selection, sealed_windows, select
 from trainer.weigh import Row
 
 Floats = NDArray[np.floating[Any]]

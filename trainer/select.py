@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -27,9 +27,8 @@ from accrual.lake import Lake
 from accrual.watermark import watermark_of
 from trainer.cohort import ages_of, arrival_weights
 from trainer.held_out import HELD_OUT, held_out_below
+from trainer.pool import Found, Pool
 from trainer.weigh import Row, balanced, control_weight, shift_of, weight_by_label, without_duplicates
-
-KEPT_BACK = 0.12  # of the new rows, the latest: later than what is trained on, earlier than what judges
 
 ROW_COLUMNS = pa.schema(
     [
@@ -88,20 +87,6 @@ class Selection(msgspec.Struct, frozen=True):
         return hashlib.sha256(lines.encode()).hexdigest()
 
 
-class _Found(msgspec.Struct, frozen=True):
-    """A row as it was found. `margin`: how much surer the model was of its likeliest class than of the next.
-
-    `of_label`: the share of its label among all rows that could have been drawn with it.
-    """
-
-    row: Row
-    at: datetime
-    delay_us: int
-    margin: float
-    excluded: str | None
-    of_label: float
-
-
 # A label that came no later than the horizon took so long; one that expired took the horizon. A row of an erased
 # prediction may come again from the join, which still had it: nothing of it is among the predictions then.
 _LABELED = """
@@ -144,12 +129,14 @@ def sealed_windows(lake: Lake, stream: str) -> list[Window]:
 
 def rows_of(lake: Lake, contract: Contract, windows: Sequence[Window]) -> list[Row]:
     """The labeled rows of consecutive windows, oldest first. `lake` is pinned to the last one's snapshot."""
-    return [found.row for found in _fresh(lake, contract, windows, None) if found.excluded in (None, "held_out")]
+    there = [found for found in _fresh(lake, contract, windows, None) if found.excluded in (None, "held_out")]
+    return [found.row for found in sorted(there, key=lambda found: found.order)]
 
 
 def held_out_rows(lake: Lake, contract: Contract, window: Window) -> list[Row]:
     """The rows of a window that no generation learns from. `lake` is pinned to the window's snapshot."""
-    return [found.row for found in _fresh(lake, contract, [window], None) if found.excluded == "held_out"]
+    there = [found for found in _fresh(lake, contract, [window], None) if found.excluded == "held_out"]
+    return [found.row for found in sorted(there, key=lambda found: found.order)]
 
 
 def select(lake: Lake, contract: Contract, new: Sequence[Window], seed: int) -> Selection:
@@ -159,15 +146,11 @@ def select(lake: Lake, contract: Contract, new: Sequence[Window], seed: int) -> 
     """
     training, until = contract.training, new[-1].to_time
     reached = None if training.cohort == "mature" else watermark_of(lake, contract)
-    everything = _fresh(lake, contract, new, reached)
-    counts = Counter(found.excluded for found in everything if found.excluded)
-    there = [found for found in everything if found.excluded is None]
-    mature = [found for found in there if found.at < until]
-    size = min(len(there), training.max_rows)
-    kept_back = int(min(size, len(mature)) * KEPT_BACK)
-    calibrate = mature[len(mature) - kept_back :]
-    rest = [*mature[: len(mature) - kept_back], *(found for found in there if found.at >= until)]
-    fresh = _preferred(rest, size - kept_back, contract, seed)
+    pool = Pool(contract, until, seed)
+    for found in _fresh(lake, contract, new, reached):
+        pool.add(found)
+    fresh, calibrate = pool.chosen()
+    counts, size = pool.excluded, len(fresh) + len(calibrate)
     if training.cohort == "ipw" and reached is not None:
         apart = calibrate[0].at if calibrate else until
         ages = ages_of(lake, contract, max(reached, until), new[0].from_time, apart, until)
@@ -195,36 +178,18 @@ def select(lake: Lake, contract: Contract, new: Sequence[Window], seed: int) -> 
     )
 
 
-def _fresh(lake: Lake, contract: Contract, windows: Sequence[Window], reached: datetime | None) -> list[_Found]:
-    """The labeled rows of the windows and, if event time that was `reached` is given, younger ones; oldest first."""
+def _fresh(lake: Lake, contract: Contract, windows: Sequence[Window], reached: datetime | None) -> Iterator[Found]:
+    """The labeled rows of the windows and, if event time that was `reached` is given, younger ones; in any order."""
     span: dict[str, Any] = {"since": windows[0].from_time, "until": windows[-1].to_time}
     when, which = _IN_WINDOWS, "true"
     if reached is not None:
         span["reached"] = reached
         when, which = "predicted_at >= $since and predicted_at <= greatest($until, $reached)", _IN_WINDOWS_OR_COME
-    ask = f"select *, 0.0 as of_label from labeled where {which} order by predicted_at, prediction_id"
+    ask = f"select *, 0.0 as of_label from labeled where {which}"
     return _found(lake, contract, ask, when, span)
 
 
-def _preferred(rows: Sequence[_Found], size: int, contract: Contract, seed: int) -> list[_Found]:
-    """So many of the rows, in their order: the newest, or those that the model was least sure of.
-
-    How sure it was depends on the inputs only. Its mistakes are not preferred: a choice by label would teach that they
-    are common. Weights by arrival stand for a sample drawn at random, so with them it is.
-    """
-    if len(rows) <= size:
-        return list(rows)
-    if contract.training.cohort == "ipw":
-        by_chance = [hashlib.md5(f"{found.row.prediction_id}:{seed}".encode()).digest() for found in rows]
-        places = sorted(range(len(rows)), key=by_chance.__getitem__)[:size]
-    elif contract.training.prefer == "uncertain":
-        places = sorted(range(len(rows)), key=lambda place: (rows[place].margin, -place))[:size]
-    else:
-        places = list(range(len(rows) - size, len(rows)))
-    return [rows[place] for place in sorted(places)]
-
-
-def _older(lake: Lake, contract: Contract, until: datetime, without: set[str], wanted: int, seed: int) -> list[_Found]:
+def _older(lake: Lake, contract: Contract, until: datetime, without: set[str], wanted: int, seed: int) -> list[Found]:
     """A sample of `wanted` rows before `until` that are not in `without`: at random, or evenly over strata."""
     by = contract.training.replay_by
     span: dict[str, Any] = {"until": until, "salt": f":{seed}", "wanted": wanted}
@@ -241,7 +206,7 @@ def _older(lake: Lake, contract: Contract, until: datetime, without: set[str], w
         return [found for found in _found(lake, contract, ask, "predicted_at < $until", span) if not found.excluded]
 
 
-def _natural_of(contract: Contract, older: Sequence[_Found]) -> Mapping[str, float]:
+def _natural_of(contract: Contract, older: Sequence[Found]) -> Mapping[str, float]:
     """What each label would weigh among the older rows if these had been drawn at random."""
     if contract.training.replay_by != "label":
         return weight_by_label([found.row for found in older])
@@ -249,26 +214,27 @@ def _natural_of(contract: Contract, older: Sequence[_Found]) -> Mapping[str, flo
     return {label: share * len(older) for label, share in shares.items()}
 
 
-def _found(lake: Lake, contract: Contract, ask: str, when: str, span: Mapping[str, Any]) -> list[_Found]:
+def _found(lake: Lake, contract: Contract, ask: str, when: str, span: Mapping[str, Any]) -> Iterator[Found]:
     some_erased = bool(lake.rows("select 1 from erasures where stream = ? limit 1", [contract.stream]))
     erased = _ERASED.format(when=when) if some_erased else ""
     labeled = _LABELED.format(when=when, erased=erased, held_out=HELD_OUT)
     held_out = held_out_below(contract.training.held_out)
     asked = {"stream": contract.stream, "horizon_us": contract.horizon_us, "held_out": held_out, **span}
-    return [_read(contract, found) for found in lake.rows(labeled + ask, asked)]
+    for batch in lake.batches(labeled + ask, asked):
+        yield from (_read(contract, found) for found in batch.to_pylist())
 
 
-def _read(contract: Contract, found: Mapping[str, Any]) -> _Found:
+def _read(contract: Contract, found: Mapping[str, Any]) -> Found:
     inputs = contract.decode_inputs(found["inputs"].encode())
     weight = control_weight(contract.training.control, inputs)
     text, slices = contract.render(inputs), contract.slices_of(inputs)
     row = Row(found["prediction_id"], text, found["label"], found["revision"], weight, slices)
     outside = not contract.output.open and row.label not in contract.output.classes
     excluded = found["excluded"] or ("outside" if outside else "exposed" if weight == 0 else None)
-    return _Found(row, found["predicted_at"], found["delay_us"], found["margin"], excluded, found["of_label"])
+    return Found(row, found["predicted_at"], found["delay_us"], found["margin"], excluded, found["of_label"])
 
 
-def _weighted(rows: Sequence[_Found], weights: np.ndarray[Any, np.dtype[np.float64]]) -> list[_Found]:
+def _weighted(rows: Sequence[Found], weights: np.ndarray[Any, np.dtype[np.float64]]) -> list[Found]:
     return [
         msgspec.structs.replace(found, row=msgspec.structs.replace(found.row, weight=found.row.weight * float(weight)))
         for found, weight in zip(rows, weights, strict=True)
