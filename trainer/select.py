@@ -229,7 +229,7 @@ def _read(contract: Contract, found: Mapping[str, Any]) -> Found:
     weight = control_weight(contract.training.control, inputs)
     text, slices = contract.render(inputs), contract.slices_of(inputs)
     row = Row(found["prediction_id"], text, found["label"], found["revision"], weight, slices)
-    outside = not contract.output.open and row.label not in contract.output.classes
+    outside = not contract.output.accepts(row.label)
     excluded = found["excluded"] or ("outside" if outside else "exposed" if weight == 0 else None)
     return Found(row, found["predicted_at"], found["delay_us"], found["margin"], excluded, found["of_label"])
 

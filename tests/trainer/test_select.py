@@ -13,10 +13,11 @@ import pytest
 from accrual.contract import Contract, load_contract
 from accrual.erasure import erase, subject_of
 from accrual.errors import ContractError
+from accrual.events import encode
 from accrual.lake import open_lake, open_lake_for_writing
 from tests.trainer.books import START, STREAM, Books
 from trainer.freeze import _write_rows
-from trainer.select import Selection, sealed_windows, select
+from trainer.select import Selection, _read, sealed_windows, select
 from trainer.weigh import weight_by_label
 
 
@@ -267,3 +268,23 @@ def test_counts_are_of_the_rows_that_are_listed(books: Books) -> None:
     listed = Counter(row["part"] for row in selection.rows.to_pylist() if row["weight"] > 0)
     assert listed == {part: n for part, n in selection.counts.items() if part in ("new", "replay", "calibrate") and n}
     assert selection.new == listed["new"] + listed["calibrate"]
+
+
+@pytest.mark.parametrize(
+    ("stream", "inputs", "label", "outside"),
+    [
+        ("text-similarity", {"first": "a", "second": "b"}, "0.5", "1.5"),
+        ("comment-emotions", {"text": "a"}, "joy,love", "joy,hunger"),
+        ("argument-ranking", {"topic": "t", "first": "a", "second": "b"}, "second", "third"),
+        ("restaurant-texts", {"name": "a"}, "Any text.", None),
+    ],
+)
+def test_what_is_a_label_is_for_the_contract_to_say(
+    stream: str, inputs: dict[str, str], label: str, outside: str | None
+) -> None:
+    contract = load_contract(Path(__file__).parents[2] / "schemas" / "contracts" / f"{stream}.yaml")
+    row = {"prediction_id": "p", "revision": 1, "inputs": encode(inputs).decode(), "predicted_at": START}
+    row |= {"delay_us": 0, "margin": 1.0, "excluded": None, "of_label": 0.0}
+    assert _read(contract, row | {"label": label}).excluded is None
+    if outside is not None:
+        assert _read(contract, row | {"label": outside}).excluded == "outside"
