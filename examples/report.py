@@ -98,7 +98,8 @@ def _trials_table(figures: Figures) -> str:
 
 def _beside(trial: Trial, field: str) -> str:
     own, first, champion = (getattr(s, field) for s in (trial.challenger, trial.generation_0, trial.champion))
-    return "" if own is None else f"{own:.3f} {marked(f'({first:.3f} | {champion:.3f})', 'soft')}"
+    said = ["-" if value is None else f"{value:.3f}" for value in (own, first, champion)]  # a constant ranks nothing
+    return f"{said[0]} {marked(f'({said[1]} | {said[2]})', 'soft')}"
 
 
 def _windows_table(figures: Figures) -> str:

@@ -110,3 +110,19 @@ def test_the_table_shows_each_challenger_beside_its_rivals(two_classes: bool) ->
 def test_figures_survive_json() -> None:
     made = figures()
     assert msgspec.json.decode(msgspec.json.encode(made), type=Figures) == made
+
+
+def test_a_constant_that_ranks_nothing_is_shown_as_such() -> None:
+    found = figures()
+    trials = [
+        msgspec.structs.replace(
+            trial,
+            challenger=msgspec.structs.replace(trial.challenger, rank_correlation=0.8),
+            champion=trial.generation_0,
+        )
+        for trial in found.findings.trials
+    ]
+    findings = msgspec.structs.replace(found.findings, trials=trials)
+    shown = msgspec.structs.replace(found, measure="rank_correlation", findings=findings)
+    page = render(shown)
+    assert "rank corr." in page and "0.800" in page and "(- | -)" in page
