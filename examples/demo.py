@@ -57,7 +57,7 @@ PLANS = {
     "credit-risk": Plan(rows=10_634, minutes=3.5),
     "comment-emotions": Plan(rows=12_000, minutes=3.5),
     "text-similarity": Plan(rows=2_786, minutes=3.5),
-    "argument-ranking": Plan(rows=8_198, minutes=3.5),
+    "argument-ranking": Plan(rows=5_000, minutes=3.5),
     "restaurant-texts": Plan(rows=400, minutes=20.0),
 }
 QUICK = {
