@@ -44,7 +44,7 @@ def _write_out(folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{_NAME}-", dir=folder.parent))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=_FILE)
+        tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=_FILE, clean_up_tokenization_spaces=False)
         tokenizer.eos_token = tokenizer.pad_token = _ENDS_A_TURN  # the file names another one
         tokenizer.save_pretrained(draft)
         model = AutoModelForCausalLM.from_pretrained(package, gguf_file=_FILE, dtype=torch.float16)
