@@ -11,6 +11,7 @@ Figures of all of them are in accrual/scores.py, those of texts in accrual/gener
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -21,6 +22,7 @@ Task = Literal["classification", "ranking", "multilabel", "score", "text"]
 SEPARATOR = ","  # between the names in a label of several
 SCORE = "score"
 SIDES = ["first", "second"]
+_NUMBER = re.compile(r"[-+.0-9eE]+")
 
 
 class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -92,9 +94,9 @@ class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def is_score(text: str) -> bool:
-    """Whether a text is a number in [0, 1]."""
+    """Whether a text is a number in [0, 1], to Python and to SQL."""
     try:
-        return 0.0 <= float(text) <= 1.0
+        return _NUMBER.fullmatch(text) is not None and 0.0 <= float(text) <= 1.0
     except ValueError:
         return False
 

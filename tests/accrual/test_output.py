@@ -33,7 +33,7 @@ def test_a_score_is_a_number_between_0_and_1(tmp_path: Path) -> None:
     assert [it.label_of({"stars": stars}) for stars in (1, 2, 5)] == ["0.0", "0.25", "1.0"]
     free = contract(tmp_path, output={"task": "score"})
     assert free.label_of({"said": "0.3"}) == "0.3"
-    for text in ("1.01", "-0.1", "nan", "much"):
+    for text in ("1.01", "-0.1", "nan", "much", "0_1", "٠.٥", "."):
         with pytest.raises(Rejected, match=f"label '{text}' is not one of the numbers from 0 to 1"):
             free.label_of({"said": text})
 
