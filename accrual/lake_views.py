@@ -4,7 +4,7 @@ from __future__ import annotations
 
 SCORED = """
     select stream, model, prediction_id, predicted_at, label,
-        case task when 'score' then (said::double >= 0.5) = (label::double >= 0.5)
+        case task when 'score' then (try_cast(said as double) >= 0.5) = (try_cast(label as double) >= 0.5)
             when 'multilabel' then list_sort(string_split(said, ',')) = list_sort(string_split(label, ','))
             else said = label end::int as hit,
         coalesce(2 * list_avg(list_transform(each, lambda d: d * d)), squares - 2 * of_label + 1) as brier

@@ -10,6 +10,7 @@ by the trainer, on sealed windows. Run one; it holds all partitions.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ from accrual.events import Distribution, GroundTruth, decode_ground_truth
 from accrual.kafka import TopicNames, check_topics
 from streams.quality import Tally
 
+log = logging.getLogger(__name__)
+
 # A Faust agent handled this topic at 4,000 to 12,000 events a second: above this rate rows are sampled.
 MEASURED_PER_SECOND = 3_000
 WINDOW_S = timedelta(days=1).total_seconds()
@@ -33,6 +36,14 @@ _BATCH = 1_000
 _REMEMBERED = 100_000
 
 _decode_output = msgspec.json.Decoder(Distribution).decode
+
+
+def _output_of(row: GroundTruth) -> Distribution | None:
+    """What the model said; None for an output of another form, which a service may send."""
+    try:
+        return _decode_output(row.output)
+    except msgspec.DecodeError:
+        return None
 
 
 class Quality:
@@ -45,12 +56,17 @@ class Quality:
     def measure(self, rows: Sequence[GroundTruth], stride: int) -> None:
         """Add a batch; every `stride`-th row is measured, all are counted as seen. Only first labels count."""
         new: defaultdict[tuple[str, float], Tally] = defaultdict(Tally)
+        foreign = 0
         for number, row in enumerate(row for row in rows if self._is_new_first_label(row)):
             at = row.predicted_at.timestamp()
             tally = new[f"{row.stream}|{row.model}", at - at % WINDOW_S]
             tally.seen += 1
-            if number % stride == 0:
-                tally.add(row, _decode_output(row.output))
+            if number % stride == 0 and not tally.add(row, _output_of(row)):
+                foreign += 1
+        if foreign:
+            log.warning(
+                "%d rows are not measured: their output is not of the form that docs/contract.md#tasks has", foreign
+            )
         for (key, start), tally in new.items():
             windows, window = self._table[key], (start, start + WINDOW_S)
             kept = windows[window]

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from accrual.events import Distribution, GroundTruth, microseconds
-from accrual.output import SEPARATOR
+from accrual.output import SEPARATOR, is_score
 
 BINS = 15
 
@@ -35,9 +35,12 @@ class Tally(msgspec.Struct, array_like=True):
     bin_probability: list[float] = msgspec.field(default_factory=lambda: [0.0] * BINS)
     bin_correct: list[float] = msgspec.field(default_factory=lambda: [0.0] * BINS)
 
-    def add(self, row: GroundTruth, output: Distribution) -> None:
-        """Measure one labeled row."""
-        says, label = output.probabilities, row.label or ""
+    def add(self, row: GroundTruth, output: Distribution | None) -> bool:
+        """Measure one labeled row; False when its output or label is of no form that can be."""
+        label = row.label or ""
+        if output is None or (output.task == "score" and not is_score(label)):
+            return False
+        says = output.probabilities
         self.rows += 1
         if row.observed_at is not None:
             self.delayed += 1
@@ -46,13 +49,14 @@ class Tally(msgspec.Struct, array_like=True):
             self.brier += sum(p * p for p in says.values()) - 2 * says.get(label, 0.0) + 1
             self.correct += output.label == label
             self._bin(says.get(output.label, 0.0), output.label == label)
-            return
+            return True
         named = label.split(SEPARATOR)
         truth = {name: float(label) if output.task == "score" else float(name in named) for name in says}
         self.brier += 2 * sum((p - truth[name]) ** 2 for name, p in says.items()) / max(1, len(says))
         self.correct += all((p >= 0.5) == (truth[name] >= 0.5) for name, p in says.items())
         for name, p in says.items():
             self._bin(p, truth[name])
+        return True
 
     def _bin(self, said: float, happened: float) -> None:
         at = min(int(said * BINS), BINS - 1)

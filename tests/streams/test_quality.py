@@ -147,3 +147,13 @@ def test_above_the_rate_rows_are_sampled_and_all_are_seen() -> None:
     quality.measure([row("a", said(0.9), id_=str(number)) for number in range(100)], 4)
     [tally] = quality.by_day()["s"]["s@1"].values()
     assert (tally.seen, tally.rows) == (100, 25)
+
+
+def test_an_output_of_another_form_is_seen_and_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    quality = Quality(MockWindowedTable())
+    own_form = msgspec.structs.replace(row("a", said(0.9), id_="p1"), output=msgspec.Raw(b'{"answer":"a"}'))
+    no_score = row("a", Distribution(task="score", label="0.5", probabilities={"score": 0.5}), id_="p2")
+    quality.measure([own_form, no_score, row("a", said(0.9), id_="p3")], 1)
+    figures = quality.by_day()["s"]["s@1"]["2026-05-01"].figures()
+    assert (figures["seen"], figures["rows"]) == (3, 1)
+    assert "2 rows are not measured" in caplog.text
