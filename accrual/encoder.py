@@ -63,23 +63,8 @@ class Encoder:
         `tokenizer` is a folder, the base's by default. Raises BundleError when one of the three cannot be loaded,
         ConfigError when the base is to be quantized and there is no CUDA or no bitsandbytes.
         """
-        bits = quantized(quantize)
-        from transformers import AutoModel, AutoTokenizer
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        try:
-            model = AutoModel.from_pretrained(
-                base, use_safetensors=True, dtype=torch.float32, local_files_only=True, **bits
-            )
-            words = AutoTokenizer.from_pretrained(tokenizer or base, local_files_only=True)
-            if adapter is not None:
-                from peft import PeftModel
-
-                model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-        except (OSError, ValueError, RuntimeError, KeyError) as exc:
-            raise BundleError(f"the model cannot be loaded from {base} and {adapter or tokenizer}: {exc}") from exc
-        return cls(model.eval().requires_grad_(False), words, max_tokens, pair)
+        model, words = load_base("AutoModel", base, tokenizer, adapter, quantize)
+        return cls(model, words, max_tokens, pair)
 
     @property
     def device(self) -> torch.device:
@@ -166,7 +151,37 @@ def padded(tokens: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, tor
     return ids, mask
 
 
-def quantized(quantize: Literal["4bit", "8bit"] | None) -> dict[str, Any]:
+def load_base(
+    auto: Literal["AutoModel", "AutoModelForCausalLM"],
+    base: Path,
+    tokenizer: Path | None,
+    adapter: Path | None,
+    quantize: Literal["4bit", "8bit"] | None,
+) -> tuple[Any, Any]:
+    """A model by one of transformers' classes, frozen, with the adapter merged into this copy of it; and its tokenizer.
+
+    Raises as `Encoder.load` says.
+    """
+    bits = _quantized(quantize)
+    import transformers
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        model = getattr(transformers, auto).from_pretrained(
+            base, use_safetensors=True, dtype=torch.float32, local_files_only=True, **bits
+        )
+        words = transformers.AutoTokenizer.from_pretrained(tokenizer or base, local_files_only=True)
+        if adapter is not None:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    except (OSError, ValueError, RuntimeError, KeyError) as exc:
+        raise BundleError(f"the model cannot be loaded from {base} and {adapter or tokenizer}: {exc}") from exc
+    return model.eval().requires_grad_(False), words
+
+
+def _quantized(quantize: Literal["4bit", "8bit"] | None) -> dict[str, Any]:
     """What `from_pretrained` is given for it (Dettmers et al. 2023, arXiv:2305.14314)."""
     if quantize is None:
         return {}

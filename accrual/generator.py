@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
-from accrual.encoder import batch_tokens, batches, padded, quantized
+from accrual.encoder import batch_tokens, batches, load_base, padded
 from accrual.errors import BundleError
 from accrual.judged import Judged
 
@@ -65,26 +65,10 @@ class Generator:
         Raises BundleError when one of them cannot be loaded or the tokenizer has no end of a text, ConfigError when the
         base is to be quantized and there is no CUDA or no bitsandbytes.
         """
-        bits = quantized(quantize)
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                base, use_safetensors=True, dtype=torch.float32, local_files_only=True, **bits
-            )
-            words = AutoTokenizer.from_pretrained(tokenizer or base, local_files_only=True)
-            if adapter is not None:
-                from peft import PeftModel
-
-                model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-        except (OSError, ValueError, RuntimeError, KeyError) as exc:
-            raise BundleError(f"the model cannot be loaded from {base} and {adapter or tokenizer}: {exc}") from exc
-        model.eval()  # type: ignore[no-untyped-call]
+        model, words = load_base("AutoModelForCausalLM", base, tokenizer, adapter, quantize)
         if words.eos_token_id is None:
             raise BundleError(f"{base}: its tokenizer has no token that ends a text: no model can be taught to stop")
-        return cls(model.requires_grad_(False), words, max_tokens, max_new_tokens)
+        return cls(model, words, max_tokens, max_new_tokens)
 
     @property
     def device(self) -> torch.device:
