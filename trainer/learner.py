@@ -79,10 +79,10 @@ class Classifier:
         self._head = head
         self._rows = rows
         self._begin = begin
-        each = [len(text) for text in rows.tokens]
+        each, n = [len(text) for text in rows.tokens], rows.texts_a_row
         self.weights = [p for p in encoder.model.parameters() if p.requires_grad] + list(head.parameters())
         # A pair costs its longer text twice: that is what the shorter one is padded to.
-        self.lengths = [len(texts) * max(each[t] for t in texts) for texts in map(self._texts, range(len(rows.truth)))]
+        self.lengths = [n * max(each[at : at + n]) for at in range(0, len(each), n)]
         self.watched = watched
         several = rows.truth.dim() == 2
         self.guessing = head.out_features * math.log(2) if several else math.log(head.out_features)
@@ -96,9 +96,6 @@ class Classifier:
             vectors = self._encoder.pooled([self._rows.tokens[text] for text in texts])
         logits = self._head(self._encoder.joined(vectors.float()))
         return weighted_loss(logits, self._rows.truth[rows], self._rows.weights[rows])
-
-    def _texts(self, row: int) -> list[int]:
-        return self._rows.texts_of([row])
 
 
 class Writer:

@@ -53,7 +53,7 @@ class Pool:
         self._best: list[tuple[Any, str, Found]] = []  # a heap, the least preferred on top
 
     def add(self, found: Found) -> None:
-        """Take a row in, or what it pushes out of the pool."""
+        """Count a row, and keep it as long as no later one is rather chosen."""
         if found.excluded:
             self.excluded[found.excluded] += 1
             return
@@ -67,12 +67,12 @@ class Pool:
         """The rows to learn from, and those to calibrate with, the latest of the mature; both in order of time."""
         size = min(self._there, self._most)
         kept_back = int(min(size, self._mature) * KEPT_BACK)
-        calibrate = (
-            [found for _, found in sorted(self._latest, key=lambda held: held[0])][-kept_back:] if kept_back else []
-        )
+        latest = heapq.nlargest(kept_back, self._latest, key=lambda held: held[0])
+        calibrate = [found for _, found in reversed(latest)]
         apart = {found.row.prediction_id for found in calibrate}
-        best = heapq.nlargest(size, (held for held in self._best if held[1] not in apart), key=lambda held: held[:2])
-        return sorted((found for *_, found in best[: size - kept_back]), key=lambda found: found.order), calibrate
+        others = (held for held in self._best if held[1] not in apart)
+        best = heapq.nlargest(size - kept_back, others, key=lambda held: held[:2])
+        return sorted((found for *_, found in best), key=lambda found: found.order), calibrate
 
 
 def _rank_of(contract: Contract, seed: int) -> Callable[[Found], Any]:

@@ -80,13 +80,14 @@ def keep_abilities(
     The change is of the rank correlation on the probe or, of a generator, of the log-likelihood of a token. Raises
     TrainingFailed when no scale keeps them.
     """
-    what = "log-likelihood of a token" if isinstance(model, Generator) else "correlation"
+    writes = isinstance(model, Generator)
+    what = "log-likelihood of a token" if writes else "correlation"
     before = ability(base, probe)
     said = []
     for scale in SCALES:
         scale_adapter(model, scale)
         now = ability(model, probe)
-        change, low = kept(before, now) if isinstance(model, Generator) else retained(probe, before, now)
+        change, low = kept(before, now) if writes else retained(probe, before, now)
         log.info("%s: %s %+.4f (at least %+.4f) with the adapter at %g", probe.name, what, change, low, scale)
         if low >= -most_loss:
             return scale, round(change, 4)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -129,14 +129,12 @@ def sealed_windows(lake: Lake, stream: str) -> list[Window]:
 
 def rows_of(lake: Lake, contract: Contract, windows: Sequence[Window]) -> list[Row]:
     """The labeled rows of consecutive windows, oldest first. `lake` is pinned to the last one's snapshot."""
-    there = [found for found in _fresh(lake, contract, windows, None) if found.excluded in (None, "held_out")]
-    return [found.row for found in sorted(there, key=lambda found: found.order)]
+    return _in_order(lake, contract, windows, (None, "held_out"))
 
 
 def held_out_rows(lake: Lake, contract: Contract, window: Window) -> list[Row]:
     """The rows of a window that no generation learns from. `lake` is pinned to the window's snapshot."""
-    there = [found for found in _fresh(lake, contract, [window], None) if found.excluded == "held_out"]
-    return [found.row for found in sorted(there, key=lambda found: found.order)]
+    return _in_order(lake, contract, [window], ("held_out",))
 
 
 def select(lake: Lake, contract: Contract, new: Sequence[Window], seed: int) -> Selection:
@@ -176,6 +174,12 @@ def select(lake: Lake, contract: Contract, new: Sequence[Window], seed: int) -> 
         until=max([until, *(found.at + timedelta(microseconds=1) for found in fresh)]),
         counts={"new": 0, "replay": 0, "calibrate": 0, "merged": len(merged), **counts},
     )
+
+
+def _in_order(lake: Lake, contract: Contract, windows: Sequence[Window], wanted: Collection[str | None]) -> list[Row]:
+    """The rows of the windows that are excluded for one of these reasons, None being none; oldest first."""
+    there = (found for found in _fresh(lake, contract, windows, None) if found.excluded in wanted)
+    return [found.row for found in sorted(there, key=lambda found: found.order)]
 
 
 def _fresh(lake: Lake, contract: Contract, windows: Sequence[Window], reached: datetime | None) -> Iterator[Found]:
