@@ -20,7 +20,7 @@ import yaml
 from accrual.errors import ContractError, Rejected
 from accrual.expression import Node, evaluator, label_text, parse
 from accrual.label_rule import Label, inconsistencies, summand
-from accrual.output import Output, output_mistakes
+from accrual.output import COMPLETIONS, Output, output_mistakes
 from accrual.quality_rules import Quality, mistakes
 from accrual.training_policy import Control, Triggers, control_mistakes, trigger_mistakes
 
@@ -33,8 +33,8 @@ PSEUDONYM_LENGTH = 41
 _DURATION = re.compile(r"(\d+)(ms|s|m|h|d|y)")
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "y": 365 * 86400.0}
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
-Text = str | tuple[str, str]
-"""What a model reads of a row: a text, or a pair of them."""
+Text = str | tuple[str, ...]
+"""What a model reads of a row: a text, a pair of them, or a prompt and what was written for it, one text or two."""
 Pair = Literal["difference", "comparison"]
 _TYPES: dict[str, Any] = {"string": str, "number": float, "integer": int, "boolean": bool}
 
@@ -129,6 +129,8 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a challenger is made. `template` renders the inputs to text: `{field}` is replaced by its value.
 
     `second_template`: for a row that is a pair of texts, the second one: two to choose from, or to compare.
+    `completions`: where a text that was written is judged, what it is; of a preference both. `template` is its prompt.
+    `beta`: how far from the base such judgements may lead: the implicit reward is so much times the log-ratio.
     `maturity`: the share of the labels to come that must be there before a window is sealed, by the measured delays;
     1 waits for the horizon. `calibration`: the method, or `auto` for the one that rows held out speak for.
     `held_out`: the share of all rows that no generation learns from, so that all can be compared on them.
@@ -141,6 +143,8 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     template: str
     second_template: str | None = None
+    completions: list[str] = []
+    beta: float = 0.1
     window_rows: int = 1000
     maturity: float = 1.0
     held_out: float = 0.05
@@ -334,13 +338,19 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
         """The type of each outcome value by its name."""
         return {name: field.type for name, field in self.outcome.values.items()}
 
+    def prompt(self, inputs: Mapping[str, Any]) -> str:
+        """The template alone."""
+        return _filled(self.training.template, inputs)
+
     def render(self, inputs: Mapping[str, Any]) -> Text:
         """What a model reads: the template with each `{field}` replaced; what is missing says `unknown`.
 
-        A pair where there is a second template.
+        A pair where there is a second template; with completions a prompt and them.
         """
-        first, second = self.training.template, self.training.second_template
-        return _filled(first, inputs) if second is None else (_filled(first, inputs), _filled(second, inputs))
+        first, second, written = self.training.template, self.training.second_template, self.training.completions
+        behind = written if second is None else [second]
+        filled = tuple(_filled(template, inputs) for template in (first, *behind))
+        return filled if behind else filled[0]
 
     @property
     def pair(self) -> Pair | None:
@@ -468,6 +478,7 @@ def _inconsistencies(contract: Contract) -> list[tuple[str, str]]:
         ("training.epochs", training.epochs >= 1, "must be at least 1"),
         ("training.learning_rate", 0 < training.learning_rate < 1, "must lie between 0 and 1"),
         ("training.max_tokens", training.max_tokens >= 8, "must be at least 8"),
+        ("training.beta", training.beta > 0, "must be above 0"),
         (
             "training.lora",
             training.lora.rank >= 1 and training.lora.layers >= 1,
@@ -500,8 +511,9 @@ def _inconsistencies(contract: Contract) -> list[tuple[str, str]]:
 def _template_mistakes(contract: Contract) -> list[tuple[str, str]]:
     """What a model reads."""
     found: list[tuple[str, str]] = []
-    for name in ("template", "second_template"):
-        template = getattr(contract.training, name)
+    training, task = contract.training, contract.output.task
+    templates = [("template", training.template), ("second_template", training.second_template)]
+    for name, template in (*templates, *(("completions", template) for template in training.completions)):
         placeholders = _PLACEHOLDER.findall(template or "")
         found += [
             (f"training.{name}", f"{{{field}}} is not one of inputs ({', '.join(contract.inputs)})")
@@ -511,18 +523,21 @@ def _template_mistakes(contract: Contract) -> list[tuple[str, str]]:
         if template is not None and not placeholders:
             example = next(iter(contract.inputs), "text")
             found.append((f"training.{name}", f"names no input; write e.g. '{{{example}}}'"))
-    is_pair, task = contract.training.second_template is not None, contract.output.task
+    is_pair, written = training.second_template is not None, COMPLETIONS.get(task, 0)
     if task == "ranking" and not is_pair:
         found.append(("training.second_template", "a ranking chooses between two texts: add the second one"))
     if is_pair and task not in ("ranking", "score"):
         found.append(("training.second_template", f"a {task} reads one text: put the second into training.template"))
+    if len(training.completions) != written:
+        needs = f"needs {written}: each text that is judged" if written else "has none: leave it out"
+        found.append(("training.completions", f"a row of a {task} {needs}"))
     return found
 
 
 def _training_mistakes(contract: Contract) -> list[tuple[str, str]]:
     """Which rows are learned from, and when."""
     training, inputs = contract.training, contract.input_types
-    in_template = _PLACEHOLDER.findall(f"{training.template} {training.second_template}")
+    in_template = _PLACEHOLDER.findall(f"{training.template} {training.second_template} {training.completions}")
     found = trigger_mistakes(training.triggers, inputs, contract.quality is not None)
     for name in ("every", "cooldown"):
         duration = getattr(training.triggers, name)
@@ -542,13 +557,13 @@ def _training_mistakes(contract: Contract) -> list[tuple[str, str]]:
         ]
         if training.replay_by == "label":
             found.append(("training.replay_by", "`label` needs one class a row; output.task is not that"))
-    if contract.output.task == "text":
-        if training.calibration not in ("auto", "none", "temperature"):
-            found.append(("training.calibration", "a text has a temperature or none: write auto, temperature or none"))
+    if contract.output.task == "text" and training.calibration not in ("auto", "none", "temperature"):
+        found.append(("training.calibration", "a text has a temperature or none: write auto, temperature or none"))
+    if contract.output.writes:
         if training.max_tokens <= contract.output.max_new_tokens:
             found.append(("training.max_tokens", "counts prompt and text: above output.max_new_tokens"))
         if (training.base_model or "minilm") == "minilm":
-            found.append(("training.base_model", "a text needs a model that writes: `smollm2`, a folder or a name"))
+            found.append(("training.base_model", "texts need a model that writes: `smollm2`, a folder or a name"))
     if training.cohort == "ipw" and training.prefer == "uncertain":
         found.append(("training.prefer", "`uncertain` with `cohort: ipw`: its weights need a sample drawn at random"))
     return found

@@ -157,10 +157,11 @@ def load_base(
     tokenizer: Path | None,
     adapter: Path | None,
     quantize: Literal["4bit", "8bit"] | None,
+    apart: bool = False,
 ) -> tuple[Any, Any]:
     """A model by one of transformers' classes, frozen, with the adapter merged into this copy of it; and its tokenizer.
 
-    Raises as `Encoder.load` says.
+    `apart`: the adapter is not merged, so that the base can be asked too. Raises as `Encoder.load` says.
     """
     bits = _quantized(quantize)
     import transformers
@@ -175,7 +176,8 @@ def load_base(
         if adapter is not None:
             from peft import PeftModel
 
-            model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+            adapted = PeftModel.from_pretrained(model, str(adapter))
+            model = adapted if apart else adapted.merge_and_unload()
     except (OSError, ValueError, RuntimeError, KeyError) as exc:
         raise BundleError(f"the model cannot be loaded from {base} and {adapter or tokenizer}: {exc}") from exc
     return model.eval().requires_grad_(False), words

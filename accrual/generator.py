@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -49,6 +50,7 @@ class Generator:
         self.max_tokens = max_tokens
         self.max_new_tokens = max_new_tokens
         self._around = len(self._turn(""))
+        self._in_use = Lock()  # the adapter cannot be off for one thread only
 
     @classmethod
     def load(
@@ -59,13 +61,14 @@ class Generator:
         tokenizer: Path | None = None,
         adapter: Path | None = None,
         quantize: Literal["4bit", "8bit"] | None = None,
+        apart: bool = False,
     ) -> Generator:
-        """Load the base from its folder, and merge the adapter into this copy of it.
+        """Load the base from its folder, and merge the adapter into this copy of it, unless it is to be `apart`.
 
         Raises BundleError when one of them cannot be loaded or the tokenizer has no end of a text, ConfigError when the
         base is to be quantized and there is no CUDA or no bitsandbytes.
         """
-        model, words = load_base("AutoModelForCausalLM", base, tokenizer, adapter, quantize)
+        model, words = load_base("AutoModelForCausalLM", base, tokenizer, adapter, quantize, apart)
         if words.eos_token_id is None:
             raise BundleError(f"{base}: its tokenizer has no token that ends a text: no model can be taught to stop")
         return cls(model, words, max_tokens, max_new_tokens)
@@ -90,7 +93,7 @@ class Generator:
         turns = [self._turn(prompt) for prompt in prompts]
         texts = [""] * len(prompts)
         end = self.tokenizer.eos_token_id
-        with torch.inference_mode():
+        with self._in_use, torch.inference_mode():
             for rows in batches([len(turn) for turn in turns], batch_tokens(self.device)):
                 longest = max(len(turns[row]) for row in rows)
                 ids = torch.tensor([[end] * (longest - len(turns[row])) + turns[row] for row in rows])
@@ -105,7 +108,7 @@ class Generator:
                 )
                 for row, tokens in zip(rows, said[:, longest:].tolist(), strict=True):
                     texts[row] = self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
-        found = self.read(self.written(prompts, texts), temperature)
+            found = self.read(self.written(prompts, texts), temperature)
         return [
             Completion(text, float(np.exp(tokens.log_p.sum())))
             for text, tokens in zip(texts, found.rows(), strict=True)
@@ -133,6 +136,23 @@ class Generator:
                 losses[n, here] = cross_entropy(logits / temperature, following, reduction="none").cpu().numpy()
         return np.stack([_by_row(counts, of_one) for of_one in losses])
 
+    def log_ratios(self, rows: Sequence[Written]) -> NDArray[np.float64]:
+        """By how much each completion is likelier to the model than to its base: the logarithm of the ratio, [rows].
+
+        0 where there is no adapter; `load` it `apart`.
+        """
+        if not self.is_adapted:
+            return np.zeros(len(rows))
+        with self._in_use:
+            own = self.log_losses(rows)[0]
+            with self.model.disable_adapter():
+                return np.asarray((self.log_losses(rows)[0] - own) * _counts(rows))
+
+    @property
+    def is_adapted(self) -> bool:
+        """Whether there is an adapter that is not merged."""
+        return hasattr(self.model, "disable_adapter")
+
     def _parts(self, rows: Sequence[Written]) -> Iterator[tuple[NDArray[np.int64], torch.Tensor, torch.Tensor]]:
         """Some tokens of the completions at a time: their places among all, the logits [tokens, vocabulary] of what
         comes there, and what did.
@@ -145,6 +165,12 @@ class Generator:
                 for part in range(0, len(places), _TOKENS_AT_ONCE):
                     now = slice(part, part + _TOKENS_AT_ONCE)
                     yield places[now], self.logits(states[now]).float(), following[now]
+
+    def log_likelihoods(self, rows: Sequence[Written]) -> torch.Tensor:
+        """Of each completion the logarithm of its probability, [rows], as one batch and with a gradient."""
+        states, following = self.states_before(rows)
+        by_token = cross_entropy(self.logits(states).float(), following, reduction="none")
+        return -torch.stack([part.sum() for part in torch.split(by_token, _counts(rows).tolist())])
 
     def states_before(self, rows: Sequence[Written]) -> tuple[torch.Tensor, torch.Tensor]:
         """For each token of the completions, one row behind the other: the state it follows from, and the token."""
@@ -163,7 +189,7 @@ class Generator:
     @property
     def _bare(self) -> Any:
         """The model itself, if it is wrapped for an adapter."""
-        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        return self.model.get_base_model() if self.is_adapted else self.model
 
     def _turn(self, prompt: str) -> list[int]:
         """The tokens before a completion."""

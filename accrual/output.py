@@ -5,6 +5,8 @@
     multilabel       any of the classes, each with a probability of its own; a label names them, joined by commas
     score            a number in [0, 1], as if it were the probability of the one class `score`; a label is a number
     text             what a language model writes; any text is a label
+    thumbs           how a text that a language model wrote was taken: a classification with the classes `down` and `up`
+    preference       which of two texts that were written is preferred: one with the classes `first` and `second`
 
 Figures of all of them are in accrual/scores.py, those of texts in accrual/generator.py.
 """
@@ -17,20 +19,24 @@ from typing import Literal
 
 import msgspec
 
-Task = Literal["classification", "ranking", "multilabel", "score", "text"]
+Task = Literal["classification", "ranking", "multilabel", "score", "text", "thumbs", "preference"]
 
 SEPARATOR = ","  # between the names in a label of several
 SCORE = "score"
 SIDES = ["first", "second"]
+THUMBS = ["down", "up"]
+COMPLETIONS = {"thumbs": 1, "preference": 2}
+"""How many texts a row holds beside its prompt."""
 _NUMBER = re.compile(r"[-+.0-9eE]+")
 
 
 class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the model says of a row: `task`, and a probability for each of `classes`.
 
-    `classes`: a score has one, `score`, and a ranking two, `first` and `second`: then it may be left out.
+    `classes`: a score has one, `score`; a ranking and a preference two, `first` and `second`; thumbs `down` and `up`:
+    then it may be left out.
     `open`: labels outside `classes` may turn up, and become classes of later generations.
-    `max_new_tokens`: of a text, how long it may be.
+    `max_new_tokens`: of a text that is written, how long it may be.
     `prior`: what generation 0 says of every row: shares of the classes or, where each stands by itself, its own rate.
     """
 
@@ -42,8 +48,7 @@ class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if not self.classes:
-            implied = {"score": [SCORE], "ranking": SIDES}.get(self.task, [])
-            msgspec.structs.force_setattr(self, "classes", implied)
+            msgspec.structs.force_setattr(self, "classes", _GIVEN.get(self.task, []))
 
     @property
     def each(self) -> bool:
@@ -53,7 +58,12 @@ class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def one_of_classes(self) -> bool:
         """Whether a label is one of some classes."""
-        return self.task in ("classification", "ranking")
+        return self.task in ("classification", "ranking", "thumbs", "preference")
+
+    @property
+    def writes(self) -> bool:
+        """Whether the model is a language model, which writes texts."""
+        return self.task in ("text", "thumbs", "preference")
 
     @property
     def unmeasured(self) -> set[str]:
@@ -93,6 +103,9 @@ class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return [*classes, *sorted({name for label in set(labels) for name in self.names_in(label)} - set(classes))]
 
 
+_GIVEN = {"score": [SCORE], "ranking": SIDES, "text": [], "thumbs": THUMBS, "preference": SIDES}
+
+
 def is_score(text: str) -> bool:
     """Whether a text is a number in [0, 1], to Python and to SQL."""
     try:
@@ -105,14 +118,13 @@ def output_mistakes(output: Output) -> list[tuple[str, str]]:
     """What types cannot check, as (contract field, problem and fix)."""
     task, classes = output.task, output.classes
     found: list[tuple[str, str]] = []
-    fixed = {"score": [SCORE], "ranking": SIDES, "text": []}
-    if task in fixed and classes != fixed[task]:
+    if task in _GIVEN and classes != _GIVEN[task]:
         found.append(("output.classes", f"those of a {task} are given: leave it out"))
-    elif task not in fixed and (len(set(classes)) < len(classes) or len(classes) < (1 if output.each else 2)):
+    elif task not in _GIVEN and (len(set(classes)) < len(classes) or len(classes) < (1 if output.each else 2)):
         found.append(("output.classes", "name at least two classes, each once"))
     if task == "multilabel" and (split := [name for name in classes if output.names_in(name) != [name]]):
         found.append(("output.classes", f"'{split[0]}': a label of several joins names by '{SEPARATOR}'"))
-    if output.open and task in ("score", "ranking", "text"):
+    if output.open and task in _GIVEN:
         found.append(("output.open", f"a {task} has no further classes: leave it out"))
     if output.max_new_tokens < 2:
         found.append(("output.max_new_tokens", "must be at least 2: the last one ends the text"))

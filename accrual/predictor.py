@@ -3,7 +3,8 @@
     encoder -> mean of the states, length one; of a pair, both as one -> weight @ e + bias -> calibrator
 
 A bundle without `weight` is a constant model: it says the same of every row, and needs neither base nor torch. Where
-the task is a text there is no head: a generator writes it (accrual/generator.py).
+texts are written there is no head: a generator writes them (accrual/generator.py), and where people judge texts it says
+how it expects them to be judged (accrual/reward.py).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from accrual.errors import BundleError, ContractError
 from accrual.events import Distribution
 from accrual.judged import Judged, judged
 from accrual.output import SEPARATOR
+from accrual.reward import logits_of
 from accrual.scores import truth_of
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ class Predictor:
         encoder: Encoder | None,
         generator: Generator | None = None,
     ) -> None:
-        """For `load`. `encoder` is None exactly when `weight` is, `generator` unless the task is a text."""
+        """For `load`. `encoder` is None exactly when `weight` is, `generator` unless the task is one that writes."""
         self.manifest = manifest
         self.contract = contract
         self.classes = classes
@@ -74,7 +76,7 @@ class Predictor:
             weight, bias = head.get("weight"), head["bias"]
         except (OSError, KeyError, msgspec.DecodeError) as exc:
             raise BundleError(f"{folder}: not a whole bundle: {exc}") from exc
-        if contract.output.task == "text":
+        if contract.output.writes:
             generator = _generator(folder, manifest, contract, config)
             return cls(manifest, contract, classes, weight, bias, calibrator, None, generator)
         encoder = None if weight is None else _encoder(folder, manifest, contract, config)
@@ -92,13 +94,13 @@ class Predictor:
     def answers(self, texts: Sequence[Text]) -> list[Distribution]:
         """The same for rows that are rendered already."""
         task = self.contract.output.task
-        if self._generator is not None:
+        if self._generator is not None and task == "text":
             written = self._generator.complete([shown(text) for text in texts], self.calibrator.temperature)
             said = [(text, {text: round(probability, DIGITS)}) for text, probability in written]
         else:
             table = np.round(self.probabilities(texts), DIGITS)
             said = [(self._label_of(row), dict(zip(self.classes, row.tolist(), strict=True))) for row in table]
-        kind = "classification" if task == "ranking" else task
+        kind = task if task == "multilabel" or task == "score" or task == "text" else "classification"
         return [Distribution(task=kind, label=label, probabilities=probabilities) for label, probabilities in said]
 
     def _label_of(self, row: NDArray[np.float64]) -> str:
@@ -130,16 +132,29 @@ class Predictor:
         firsts = self._encoder.texts_of([self.contract.render(row) for row in inputs])[0::2]
         return np.asarray(self._encoder.embed(firsts) @ (self.weight[0] - self.weight[1]), dtype=np.float64)
 
+    def write(self, inputs: Sequence[Mapping[str, Any]]) -> list[str]:
+        """What a language model writes for each row: its likeliest answer to the prompt, `training.template`.
+
+        Inputs that the prompt does not name may be missing. Raises ContractError when the model does not write.
+        """
+        if self._generator is None:
+            raise ContractError(f"output.task is {self.contract.output.task}: such a model writes no texts")
+        prompts = [self.contract.prompt(row) for row in inputs]
+        return [written.text for written in self._generator.complete(prompts)]
+
     def judge(self, texts: Sequence[Text], labels: Sequence[str]) -> Judged:
         """What the model says of rows, beside their labels."""
-        if self._generator is not None:
+        if self._generator is not None and self.contract.output.task == "text":
             rows = self._generator.written([shown(text) for text in texts], labels)
             return self._generator.read(rows, self.calibrator.temperature).judged()
         return judged(self.probabilities(texts), truth_of(self.contract.output, labels, self.classes))
 
     def probabilities(self, texts: Sequence[Text]) -> NDArray[np.float64]:
         """[texts, classes], as computed; each row sums to 1, unless each class stands by itself."""
-        if self._encoder is None or self.weight is None:
+        logits: NDArray[np.floating[Any]]
+        if self._generator is not None:
+            logits = logits_of(self._generator, texts, self.contract.training.beta, self.bias)
+        elif self._encoder is None or self.weight is None:
             logits = np.tile(self.bias, (len(texts), 1))
         else:
             logits = self._encoder.vectors(texts) @ self.weight.T + self.bias
@@ -155,6 +170,7 @@ def _generator(folder: Path, manifest: Manifest, contract: Contract, config: Con
         contract.output.max_new_tokens,
         folder / "tokenizer",
         _adapter(folder),
+        apart=contract.output.task != "text",
     )
 
 

@@ -22,6 +22,7 @@ from accrual.scores import truth_of
 from trainer.calibrate import calibrate
 from trainer.calibrate_text import calibrate_text
 from trainer.finetune import Start, Tuned, fine_tune
+from trainer.finetune_preference import TunedPreference, fine_tune_preference
 from trainer.finetune_text import TunedText, fine_tune_text
 from trainer.freeze import freeze
 from trainer.ranks import Ranks
@@ -115,8 +116,20 @@ def take_part() -> None:
             log.info("the training failed: %s", exc)
 
 
-def _train(training: Training) -> Tuned | TunedText:
+def _train(training: Training) -> Tuned | TunedText | TunedPreference:
     options, start, model = training.options, training.start, _load(training, training.options.quantize)
+    if isinstance(model, Generator) and training.output.one_of_classes:
+        return fine_tune_preference(
+            model,
+            training.texts,
+            training.labels,
+            training.output.classes,
+            options,
+            training.seed,
+            weights=training.weights,
+            start=start.adapter if start is not None else None,
+            checkpoint=training.checkpoint,
+        )
     if isinstance(model, Generator):
         return fine_tune_text(
             model,
@@ -145,7 +158,7 @@ def _train(training: Training) -> Tuned | TunedText:
 def _load(training: Training, quantize: Literal["4bit", "8bit"] | None = None) -> Encoder | Generator:
     """A fresh copy of the base."""
     folder, options = base_folder(training.base), training.options
-    if training.output.task == "text":
+    if training.output.writes:
         return Generator.load(folder, options.max_tokens, training.output.max_new_tokens, quantize=quantize)
     return Encoder.load(folder, options.max_tokens, quantize=quantize, pair=training.pair)
 

@@ -29,6 +29,7 @@ from accrual.errors import BundleError
 from accrual.generator import Generator
 from accrual.output import Output
 from trainer.finetune import Tuned
+from trainer.finetune_preference import TunedPreference
 from trainer.finetune_text import TunedText
 from trainer.model_card import model_card
 
@@ -43,7 +44,7 @@ def freeze(
     key: Ed25519PrivateKey,
     contract: Contract,
     manifest: Manifest,
-    tuned: Tuned | TunedText,
+    tuned: Tuned | TunedText | TunedPreference,
     calibrator: Calibrator,
     rows: pa.Table,
 ) -> str:
@@ -65,7 +66,7 @@ def freeze_generation_0(store: Path, key: Ed25519PrivateKey, contract: Contract,
     """Write the model that knows the contract only; returns its digest.
 
     With `output.prior` it says that of every row. Without, a row belongs to the class whose name is most like it; where
-    names say nothing of it, as in a ranking, classes share evenly, a score is 1/2. A text is what the base writes.
+    names say nothing of it, as in a ranking, classes share evenly, a score is 1/2. Texts are what the base writes.
     """
     manifest = Manifest(
         stream=contract.stream,
@@ -85,13 +86,14 @@ def freeze_generation_0(store: Path, key: Ed25519PrivateKey, contract: Contract,
     )
     classes, prior = contract.output.classes, contract.output.prior
     with drafted(store) as draft:
-        if contract.output.task == "text":
+        if contract.output.writes:
             folder = base_folder(base)
             Generator.load(
                 folder, contract.training.max_tokens, contract.output.max_new_tokens
             ).tokenizer.save_pretrained(draft / "tokenizer")
             manifest = msgspec.structs.replace(manifest, base_digest=base_digest(folder))
-            return _finish(draft, key, contract, manifest, [], None, _NO_BIAS, Calibrator(method="none"))
+            bias = _constant(contract.output).astype(np.float32) if classes else _NO_BIAS
+            return _finish(draft, key, contract, manifest, classes, None, bias, Calibrator(method="none"))
         if prior is not None or contract.output.task != "classification":
             bias = _constant(contract.output).astype(np.float32)
             calibrator = Calibrator(each=contract.output.each)

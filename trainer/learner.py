@@ -9,12 +9,13 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from accrual.contract import Training
 from accrual.encoder import Encoder
 from accrual.errors import TrainingFailed
 from accrual.generator import Generator, Written
+from accrual.reward import SIGNS
 from trainer.adapter import Beginning, States
 from trainer.precision import Precision, computing_in
 from trainer.probe import weighted_loss
@@ -96,6 +97,59 @@ class Classifier:
             vectors = self._encoder.pooled([self._rows.tokens[text] for text in texts])
         logits = self._head(self._encoder.joined(vectors.float()))
         return weighted_loss(logits, self._rows.truth[rows], self._rows.weights[rows])
+
+
+class Judge:
+    """The adapter of a generator, and a constant: what it learns is how people judged texts (accrual/reward.py).
+
+    A row has one text or two, one behind the other in `texts`; `by_base` [texts] is how likely each is to the base.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        texts: Sequence[Written],
+        states: States,
+        by_base: torch.Tensor,
+        truth: torch.Tensor,
+        counts: torch.Tensor,
+        beta: float,
+        begin: Beginning,
+        watched: int,
+    ) -> None:
+        self._generator = generator
+        self._texts = texts
+        self._states = states
+        self._by_base = by_base
+        self._truth = truth.float()
+        self._counts = counts
+        self._beta = beta
+        self._begin = begin
+        self._each = len(texts) // len(truth)
+        self._signs = torch.tensor(SIGNS[self._each], device=generator.device)
+        self.bias = torch.nn.Parameter(_log_odds(self._truth, counts))
+        self.weights = [p for p in generator.model.parameters() if p.requires_grad] + [self.bias]
+        sizes = [len(text.tokens) for text in texts]
+        self.lengths = [self._each * max(sizes[at : at + self._each]) for at in range(0, len(sizes), self._each)]
+        self.watched = watched
+        self.guessing = math.log(2)
+        self.device = generator.device
+
+    def loss(self, rows: Sequence[int], precision: Precision) -> torch.Tensor:
+        """Cross-entropy of the rows' labels."""
+        texts = [row * self._each + n for row in rows for n in range(self._each)]
+        self._begin.states = self._states.of(texts).to(self.device)
+        with computing_in(precision, self.device):
+            own = self._generator.log_likelihoods([self._texts[text] for text in texts])
+        ratios = (own - self._by_base[texts]).view(len(rows), self._each)
+        log_odds = self._beta * ratios @ self._signs + self.bias
+        return binary_cross_entropy_with_logits(log_odds, self._truth[rows], self._counts[rows], reduction="sum")
+
+
+def _log_odds(truth: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """What a model that knows only the shares says of the second class, as if there had been one row more of each."""
+    ones, rows = (truth * counts).sum(), counts.sum()
+    return torch.log((ones + 1) / (rows - ones + 1))
 
 
 class Writer:

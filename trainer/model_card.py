@@ -13,18 +13,18 @@ from accrual.contract import Contract
 
 def model_card(contract: Contract, manifest: Manifest, classes: Sequence[str], calibrator: Calibrator) -> str:
     """What the model is, what made it, and where its record is. How it did is known only later: that is the ledger."""
-    constant = manifest.base_digest is None
+    constant, output = manifest.base_digest is None, contract.output
+    read = "text-ranking" if output.task == "ranking" else "text-classification"
     front = {
-        "pipeline_tag": "text-ranking" if contract.output.task == "ranking" else "text-classification",
+        "pipeline_tag": "text-generation" if output.writes else read,
         "tags": ["accrual", contract.stream],
         **({} if constant else {"base_model": manifest.base}),
         **({"library_name": "peft"} if manifest.version else {}),
     }
     if manifest.version:
         lora = contract.training.lora
-        kind = (
-            f"Low-rank adapters (rank {lora.rank}) on the top {lora.layers} layers of `{manifest.base}`, and a linear"
-            " head."
+        kind = f"Low-rank adapters (rank {lora.rank}) on the top {lora.layers} layers of `{manifest.base}`" + (
+            "." if output.writes else ", and a linear head."
         )
         data = (
             f"{manifest.rows_new} new and {manifest.rows_replayed} replayed rows of ground truth from windows"
@@ -36,11 +36,14 @@ def model_card(contract: Contract, manifest: Manifest, classes: Sequence[str], c
         kind = (
             "Says the same of every row: what the contract's `output.prior` says, or that all is as likely."
             if constant
+            else f"Writes what `{manifest.base}` writes."
+            if output.writes
             else f"The label whose name is most like the text, by `{manifest.base}`."
         )
         data = "None: this is generation 0, made from the contract alone."
-    of_pair = contract.training.second_template
-    templates = f"`{contract.training.template}`" + (f" and `{of_pair}`" if of_pair is not None else "")
+    given = contract.training
+    behind = given.completions if given.second_template is None else [given.second_template]
+    templates = " and ".join(f"`{template}`" for template in (given.template, *behind))
     return f"""---
 {yaml.safe_dump(front, sort_keys=False).strip()}
 ---
@@ -52,7 +55,7 @@ def model_card(contract: Contract, manifest: Manifest, classes: Sequence[str], c
 {kind}
 
 - Input: {templates}
-- Task: {contract.output.task}
+- Task: {output.task}
 - Classes ({len(classes)}): {", ".join(classes)}
 - Calibration: {calibrator.description}
 

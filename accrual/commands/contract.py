@@ -93,6 +93,8 @@ def _in_words(contract: Contract) -> str:
         "ranking": "the choice between two texts",
         "score": "a score in [0, 1]",
         "text": f"a text of at most {output.max_new_tokens} tokens",
+        "thumbs": "whether a text that was written is liked",
+        "preference": "which of two texts that were written is preferred",
     }[output.task]
     return (
         f"Stream '{contract.stream}': {len(contract.inputs)} inputs, {says}; "
