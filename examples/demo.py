@@ -59,6 +59,8 @@ PLANS = {
     "text-similarity": Plan(rows=2_786, minutes=3.5),
     "argument-ranking": Plan(rows=5_000, minutes=3.5),
     "restaurant-texts": Plan(rows=400, minutes=20.0),
+    "venue-replies": Plan(rows=1_000, minutes=20.0),
+    "venue-choices": Plan(rows=600, minutes=20.0),
 }
 QUICK = {
     "support-intents": Plan(rows=3000, minutes=1.2, window_rows=400),
@@ -68,6 +70,8 @@ QUICK = {
     "text-similarity": Plan(rows=1400, minutes=1.2, window_rows=250),
     "argument-ranking": Plan(rows=2400, minutes=1.2, window_rows=400),
     "restaurant-texts": Plan(rows=200, minutes=8.0, window_rows=40),
+    "venue-replies": Plan(rows=500, minutes=8.0, window_rows=100),
+    "venue-choices": Plan(rows=300, minutes=8.0, window_rows=60),
 }
 
 

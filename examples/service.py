@@ -33,6 +33,8 @@ from examples import (
     restaurant_texts,
     support_intents,
     text_similarity,
+    venue_choices,
+    venue_replies,
 )
 from examples.case import Case
 
@@ -44,6 +46,8 @@ STREAMS = {
     "text-similarity": text_similarity,
     "argument-ranking": argument_ranking,
     "restaurant-texts": restaurant_texts,
+    "venue-replies": venue_replies,
+    "venue-choices": venue_choices,
 }
 
 _BATCH = 64

@@ -33,6 +33,8 @@ def test_the_shipped_contracts_are_valid() -> None:
         "restaurant-texts",
         "support-intents",
         "text-similarity",
+        "venue-choices",
+        "venue-replies",
     }
 
 

@@ -56,6 +56,19 @@ def test_a_ranking_reads_two_texts(tmp_path: Path) -> None:
     assert (it.pair, contract(tmp_path, output={"task": "score"}, training=PAIR).pair) == ("difference", "comparison")
 
 
+def test_what_was_written_stands_behind_its_prompt(tmp_path: Path) -> None:
+    written = {"template": "Name {first}", "base_model": "smollm2"}
+    thumbs = contract(tmp_path, output={"task": "thumbs"}, training=written | {"completions": ["{second}"]})
+    assert thumbs.output.classes == ["down", "up"]
+    assert thumbs.render({"first": "a", "second": "b"}) == ("Name a", "b")
+    assert thumbs.prompt({"first": "a"}) == "Name a"
+    both = contract(
+        tmp_path, output={"task": "preference"}, training=written | {"completions": ["{second}", "not {second}"]}
+    )
+    assert both.output.classes == ["first", "second"]
+    assert both.render({"first": "a", "second": "b"}) == ("Name a", "b", "not b")
+
+
 @pytest.mark.parametrize(
     ("changed", "field", "problem"),
     [
@@ -98,7 +111,25 @@ def test_a_ranking_reads_two_texts(tmp_path: Path) -> None:
             "needs one class a row",
         ),
         ({"output": {"task": "ranking"}, "training": PAIR | {"second_template": "x"}}, "training.second_template", "{"),
-        ({"output": {"task": "text"}}, "training.base_model", "a text needs a model that writes"),
+        ({"output": {"task": "text"}}, "training.base_model", "texts need a model that writes"),
+        ({"output": {"task": "thumbs"}}, "training.completions", "a row of a thumbs needs 1: each text that is judged"),
+        (
+            {"output": {"task": "preference"}, "training": BASE["training"] | {"completions": ["{second}"]}},
+            "training.completions",
+            "a row of a preference needs 2",
+        ),
+        (
+            {"output": {"task": "score"}, "training": BASE["training"] | {"completions": ["{second}"]}},
+            "training.completions",
+            "a row of a score has none",
+        ),
+        (
+            {"output": {"task": "thumbs"}, "training": BASE["training"] | {"completions": ["{third}"]}},
+            "training.completions",
+            "{third} is not one of inputs",
+        ),
+        ({"output": {"task": "thumbs", "classes": ["bad", "good"]}}, "output.classes", "those of a thumbs are given"),
+        ({"output": {"task": "score"}, "training": BASE["training"] | {"beta": 0}}, "training.beta", "above 0"),
         ({"output": {"task": "text", "prior": {"a": 0.5}}}, "output.prior", "the base model as it is"),
         ({"output": {"task": "text", "max_new_tokens": 200}}, "training.max_tokens", "counts prompt and text"),
         (

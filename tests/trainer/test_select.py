@@ -277,6 +277,8 @@ def test_counts_are_of_the_rows_that_are_listed(books: Books) -> None:
         ("comment-emotions", {"text": "a"}, "joy,love", "joy,hunger"),
         ("argument-ranking", {"topic": "t", "first": "a", "second": "b"}, "second", "third"),
         ("restaurant-texts", {"name": "a"}, "Any text.", None),
+        ("venue-replies", {"kind": "hotel", "act": "inform", "known": "a", "reply": "b"}, "up", "sideways"),
+        ("venue-choices", {"kind": "hotel", "act": "x", "known": "a", "first": "b", "second": "c"}, "first", "third"),
     ],
 )
 def test_what_is_a_label_is_for_the_contract_to_say(
