@@ -23,7 +23,7 @@ from accrual.generator import Generator
 from accrual.scores import indices_of
 from trainer.adapter import adapt, frozen_states, starting_at, take_over
 from trainer.checkpoint import Checkpoint, key_of
-from trainer.learner import Judge, counts_of, watched_of
+from trainer.learner import Critic, counts_of, watched_of
 from trainer.loop import Loop
 from trainer.precision import Precision
 from trainer.ranks import Ranks
@@ -87,9 +87,9 @@ def fine_tune_preference(
     truth = torch.from_numpy(indices_of(labels, classes)).to(device)
     counts, watched = counts_of(weights, len(rows)).to(device), watched_of(len(rows), training)
     with starting_at(generator.model, first, training.gradient_checkpointing) as begin:
-        judge = Judge(generator, texts, states, by_base, truth, counts, training.beta, begin, watched)
-        loop = Loop(judge, training, seed)
+        critic = Critic(generator, texts, states, by_base, truth, counts, training.beta, begin, watched)
+        loop = Loop(critic, training, seed)
         loop.run(Checkpoint(checkpoint, key) if checkpoint else None)
-    bias = np.array([0.0, judge.bias.item()], dtype=np.float32)
+    bias = np.array([0.0, critic.bias.item()], dtype=np.float32)
     began: Literal["base", "champion"] = "champion" if warm else "base"
     return TunedPreference(generator, list(classes), training.beta, bias, None, began, loop.position.precision)

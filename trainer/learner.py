@@ -99,7 +99,7 @@ class Classifier:
         return weighted_loss(logits, self._rows.truth[rows], self._rows.weights[rows])
 
 
-class Judge:
+class Critic:
     """The adapter of a generator, and a constant: what it learns is how people judged texts (accrual/reward.py).
 
     A row has one text or two, one behind the other in `texts`; `by_base` [texts] is how likely each is to the base.

@@ -85,7 +85,7 @@ def test_what_was_learned_foretells_later_judgements(base: Path, make: object, s
     said = probability(tune(base, rows, labels).logits(later))
     happened = np.array([label == second for label in theirs])
     assert said[happened].min() > said[~happened].max()
-    assert np.square(said - happened).mean() < 0.05
+    assert np.square(said - happened).mean() < 0.12, "half of what the share alone costs"
 
 
 def test_without_an_adapter_all_texts_are_alike(base: Path) -> None:

@@ -16,7 +16,14 @@ from accrual.contract import Contract, Retention, load_contracts
 from accrual.judged import Judged
 from accrual.predictor import Predictor
 from accrual.signing import load_or_make_signing_key
-from examples import argument_ranking, comment_emotions, restaurant_texts, text_similarity
+from examples import (
+    argument_ranking,
+    comment_emotions,
+    restaurant_texts,
+    text_similarity,
+    venue_choices,
+    venue_replies,
+)
 from examples.case import Case
 from trainer.challenger import Champion, make_challenger
 from trainer.examine import examine
@@ -29,11 +36,12 @@ CONTRACTS = load_contracts(Path(__file__).parents[2] / "schemas" / "contracts")
 
 
 class Made(NamedTuple):
-    """Generation 0 and its challenger, and what both say of later rows."""
+    """Generation 0, its challenger with what it learned from, and what both say of later rows."""
 
     contract: Contract
     zero: Predictor
     one: Predictor
+    learned: list[Row]
     rows: list[Row]
     inputs: list[dict[str, object]]
     before: Judged
@@ -86,7 +94,9 @@ def make(folder: Path, contract: Contract, cases: list[Case], learn: int, keep: 
     later = rows[learn + keep :]
     texts, labels = [row.text for row in later], [row.label for row in later]
     inputs = [case.inputs for case in known[learn + keep :]]
-    return Made(contract, champion, one, later, inputs, champion.judge(texts, labels), one.judge(texts, labels))
+    return Made(
+        contract, champion, one, rows[:learn], later, inputs, champion.judge(texts, labels), one.judge(texts, labels)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +131,18 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Made:
     whole = read_probe("stsb")
     probe = Probe("stsb", whole.first[::60], whole.second[::60], whole.similarity[::60])
     return make(tmp_path_factory.mktemp("texts"), contract, restaurant_texts.cases(contract, 40, 3), 24, 4, probe)
+
+
+@pytest.fixture(scope="module")
+def thumbs(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    contract = CONTRACTS["venue-replies"]
+    return make(tmp_path_factory.mktemp("thumbs"), contract, venue_replies.cases(contract, 60, 3), 36, 8, None)
+
+
+@pytest.fixture(scope="module")
+def choices(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    contract = CONTRACTS["venue-choices"]
+    return make(tmp_path_factory.mktemp("choices"), contract, venue_choices.cases(contract, 40, 3), 24, 6, None)
 
 
 def z(made: Made) -> float:
@@ -172,6 +194,22 @@ def test_a_text(texts: Made) -> None:
     [said] = texts.one.predict(texts.inputs[:1])
     assert said.task == "text" and said.label and list(said.probabilities) == [said.label]
     assert texts.one.calibrator.rows == 4
+
+
+@pytest.mark.parametrize("task", ["thumbs", "choices"])
+def test_judgements_of_texts(task: str, request: pytest.FixtureRequest) -> None:
+    made: Made = request.getfixturevalue(task)
+    assert np.unique(made.zero.probabilities([row.text for row in made.rows]), axis=0).shape == (1, 2)
+    texts, labels = [row.text for row in made.learned], [row.label for row in made.learned]
+    before, after = made.zero.judge(texts, labels), made.one.judge(texts, labels)
+    assert after.log_loss.mean() < before.log_loss.mean() - 0.1, "what it has learned from it knows"
+    assert after.auroc is not None and after.auroc > 0.8
+    assert ((made.after.brier >= 0) & (made.after.brier <= 2)).all()
+    [said] = made.one.predict(made.inputs[:1])
+    assert said.task == "classification" and set(said.probabilities) == set(made.contract.output.classes)
+    asked = {name: made.inputs[0][name] for name in ("kind", "act", "known")}
+    [one], [zero] = made.one.write([asked]), made.zero.write([asked])
+    assert one and zero
 
 
 @pytest.mark.parametrize("task", ["emotions", "similarity", "ranking"])
