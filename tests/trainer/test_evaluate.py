@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from accrual import scores
@@ -22,8 +23,16 @@ def scored(model: str, window: int, rows: int = 90, seed: int = 1, slices: int =
     probabilities = rng.dirichlet([1, 1, 1], rows)
     truth = np.random.default_rng(window).integers(-1, 3, rows)
     names = [(f"grade={n % slices}", f"term={n % 2}") for n in range(rows)]
+    combinations = list(dict.fromkeys(names))
     place = Window("loans", window, 7, AT, AT, 0.9)
-    return Scored(model, place, [f"{window}-{n}" for n in range(rows)], judged(probabilities, truth), names)
+    return Scored(
+        model,
+        place,
+        pa.chunked_array([[f"{window}-{n}" for n in range(rows)]]),
+        judged(probabilities, truth),
+        combinations,
+        np.array([combinations.index(one) for one in names], dtype=np.int32),
+    )
 
 
 def test_an_entry_says_of_each_slice_what_its_rows_say_and_comes_back_from_the_wire() -> None:
