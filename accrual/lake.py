@@ -419,9 +419,10 @@ def _spill(config: Config) -> Path:
 
 def _remove_what_was_left(spill: Path) -> None:
     """The folders of processes that were killed: those in which nothing has been made for long."""
-    for folder in spill.iterdir():
-        if time.time() - folder.stat().st_mtime > _LEFT_S:
-            shutil.rmtree(folder, ignore_errors=True)
+    for folder in spill.glob("*"):
+        with suppress(FileNotFoundError):  # its connection has just removed it
+            if time.time() - folder.stat().st_mtime > _LEFT_S:
+                shutil.rmtree(folder)
 
 
 def _extension(name: str) -> Path:

@@ -1,4 +1,4 @@
-"""Evaluate: one frozen model on one sealed window, some rows at a time. What is kept of a row are figures and its id."""
+"""Evaluate: one frozen model on one sealed window, some rows at a time; only figures and the id of each are kept."""
 
 from __future__ import annotations
 
