@@ -17,11 +17,12 @@ import hashlib
 import importlib.util
 import os
 import random
+import shutil
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, Self, TypeVar
@@ -45,6 +46,8 @@ _ATTEMPTS = 8
 _ALL_ROWS = 1_000_000
 _BATCH_ROWS = 20_000
 _PAUSE_S = 0.1
+_LEFT_S = 7 * 24 * 3600
+_THREADS_IN_BOUNDS = 2
 _T = TypeVar("_T")
 
 
@@ -282,8 +285,11 @@ class WritableLake(Lake):
 
 
 @_interruptible()
-def open_lake(config: Config, *, at_snapshot: int | None = None) -> Lake:
+def open_lake(config: Config, *, at_snapshot: int | None = None, memory: str | None = None) -> Lake:
     """Open the lake for reading, at its newest snapshot or pinned to one.
+
+    `memory`: what the engine may hold of it at once, such as `256MiB`; the rest of a large sort or join lies in a file
+    meanwhile. Without it, the engine takes up to four fifths of the machine's.
 
     Raises LakeUnavailable while there is no lake yet or its catalog cannot be reached, LakeError for a snapshot that
     does not exist.
@@ -293,6 +299,9 @@ def open_lake(config: Config, *, at_snapshot: int | None = None) -> Lake:
         raise LakeUnavailable(f"there is no lake at {catalog} yet; the sink makes it: `accrual sink`")
     connection = _connect(config)
     try:
+        if memory is not None:
+            # Each thread has buffers of its own, which alone may be more than is allowed.
+            connection.execute(f"SET memory_limit = {_quoted(memory)}; SET threads = 1")
         _open(connection, config, "READ_ONLY")
         with _engine_errors():
             if missing := _missing_tables(connection) or _missing_views(connection):
@@ -325,6 +334,7 @@ def open_lake_for_writing(config: Config) -> WritableLake:
     connection = _connect(config)
     lake = WritableLake(connection, lock)
     try:
+        _remove_what_was_left(_spill(config))
         _open(connection, config, options)
         _check_encryption(lake, config)
         if missing := _missing_tables(connection):
@@ -376,6 +386,8 @@ def _attach(config: Config, options: str) -> str:
 
 def _connect(config: Config) -> duckdb.DuckDBPyConnection:
     """A DuckDB in memory with the extensions this lake needs, loaded from their Python packages: no network."""
+    with suppress(OSError):  # who may only read has nowhere to spill to
+        _spill(config).mkdir(parents=True, exist_ok=True)
     connection = duckdb.connect(config={"autoinstall_known_extensions": False, "autoload_known_extensions": False})
     for statement in _preparation(config):
         connection.execute(statement)
@@ -393,9 +405,24 @@ def _preparation(config: Config) -> list[str]:
         *(f"LOAD {_quoted(str(_extension(name)))}" for name in needed),
         "SET TimeZone = 'UTC'",
         f"SET enable_progress_bar = {sys.stdout.isatty()}",  # it is drawn on standard output
-        f"SET temp_directory = {_quoted(str(config.state_dir / 'lake' / 'spill'))}",
+        f"SET temp_directory = {_quoted(str(_spill(config) / uuid.uuid4().hex))}",
         *([_s3_secret(config)] if remote else []),
     ]
+
+
+def _spill(config: Config) -> Path:
+    """Where connections put what does not fit into memory, each into a folder of its own: in a shared one the engine
+    takes another's files for its own. It removes the folder when it closes.
+    """
+    return config.state_dir / "lake" / "spill"
+
+
+def _remove_what_was_left(spill: Path) -> None:
+    """The folders of processes that were killed: those in which nothing has been made for long."""
+    for folder in spill.glob("*"):
+        with suppress(FileNotFoundError):  # its connection has just removed it
+            if time.time() - folder.stat().st_mtime > _LEFT_S:
+                shutil.rmtree(folder)
 
 
 def _extension(name: str) -> Path:

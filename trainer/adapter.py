@@ -27,7 +27,7 @@ from trainer.memory import Budget
 
 log = logging.getLogger(__name__)
 
-CACHE_BYTES = 1 << 30
+CACHE_BYTES = 1 << 29
 
 
 def adapt(encoder: Encoder | Generator, lora: Lora) -> int:

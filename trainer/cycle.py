@@ -38,7 +38,7 @@ from trainer.gate import judge
 from trainer.plan import gather, plan_of, rises_of
 from trainer.publish import Ledger
 from trainer.retention import read_probe
-from trainer.select import Selection, Window, rows_of, sealed_windows, select
+from trainer.select import LAKE_MEMORY, Selection, Window, rows_of, sealed_windows, select
 from trainer.tracking import Tracking
 from trainer.triggers import Facts
 
@@ -84,7 +84,7 @@ class Trainer:
         """
         contract = self._contracts[stream]
         champion = self._ledger.champion(stream) or self._publish_generation_0(contract)
-        with open_lake(self._config) as lake:
+        with open_lake(self._config, memory=LAKE_MEMORY) as lake:
             windows = [one for one in sealed_windows(lake, stream) if (stream, one.window) not in self._empty]
             facts_of = self._facts(lake, contract, windows)
             plan = plan_of(
@@ -146,7 +146,7 @@ class Trainer:
         version = self._ledger.next_version(contract.stream)
         windows = sorted({*champion.windows, *(window.window for window in new)})
         run_id = _run_id(contract.stream, version, champion.digest, windows)
-        with open_lake(self._config, at_snapshot=new[-1].snapshot_id) as lake:
+        with open_lake(self._config, at_snapshot=new[-1].snapshot_id, memory=LAKE_MEMORY) as lake:
             selection = select(lake, contract, new, contract.training.seed)
         manifest = Manifest(
             stream=contract.stream,
@@ -229,7 +229,7 @@ class Trainer:
         judged = [w for w in windows if w.window in self._ledger.judged(challenger.run_id) or w == now]
         at, run_id = datetime.now(UTC), challenger.run_id
         ours = self._score(contract, challenger.digest or "", judged)
-        if not ours[-1].ids:
+        if not len(ours[-1].ids):
             log.warning("window %d of %s has no row left to judge on: the next one judges", now.window, contract.stream)
             self._empty.add((contract.stream, now.window))
             return
@@ -277,9 +277,9 @@ class Trainer:
         """
         for window in windows:
             if (bundle, window.window) not in self._scored:
-                with open_lake(self._config, at_snapshot=window.snapshot_id) as lake:
-                    rows = rows_of(lake, contract, [window])
-                self._scored[bundle, window.window] = score(self._predictor(bundle), window, rows)
+                predictor = self._predictor(bundle)
+                with open_lake(self._config, at_snapshot=window.snapshot_id, memory=LAKE_MEMORY) as lake:
+                    self._scored[bundle, window.window] = score(predictor, window, rows_of(lake, contract, window))
         return [self._scored[bundle, window.window] for window in windows]
 
     def _generation_0(self, contract: Contract) -> str:

@@ -11,13 +11,13 @@ from accrual.predictor import Predictor
 from trainer.evaluate import score
 from trainer.plan import gather, plan_of, rises_of
 from trainer.publish import Said
-from trainer.select import rows_of, sealed_windows, select
+from trainer.select import LAKE_MEMORY, rows_of, sealed_windows, select
 
 
 def foretell(config: Config, said: Said, contract: Contract, by_hand: bool) -> str:
     """A few lines for a person. Raises LakeUnavailable, and BundleError where the champion cannot be scored."""
     stream = contract.stream
-    with open_lake(config) as lake:
+    with open_lake(config, memory=LAKE_MEMORY) as lake:
         windows = sealed_windows(lake, stream)
         plan = plan_of(
             said,
@@ -35,7 +35,7 @@ def foretell(config: Config, said: Said, contract: Contract, by_hand: bool) -> s
                     lambda champion: score(
                         Predictor.load(config.model_store / champion.bundle, config),
                         now,
-                        rows_of(lake, contract, [now]),
+                        rows_of(lake, contract, now),
                     ),
                 ),
             ),
@@ -46,7 +46,7 @@ def foretell(config: Config, said: Said, contract: Contract, by_hand: bool) -> s
         return f"{stream}: would wait: {plan.reason}"
     if plan.step == "judge":
         return f"{stream}: would judge: {plan.reason}"
-    with open_lake(config, at_snapshot=plan.windows[-1].snapshot_id) as lake:
+    with open_lake(config, at_snapshot=plan.windows[-1].snapshot_id, memory=LAKE_MEMORY) as lake:
         selection = select(lake, contract, plan.windows, contract.training.seed)
     numbers = ", ".join(str(window.window) for window in plan.windows)
     counts = ", ".join(f"{count:,} {what}" for what, count in selection.counts.items() if count)

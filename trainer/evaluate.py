@@ -1,15 +1,18 @@
-"""Evaluate: one frozen model on one sealed window, row by row."""
+"""Evaluate: one frozen model on one sealed window, some rows at a time; only figures and the id of each are kept."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from accrual.bundle import lineage
@@ -19,20 +22,27 @@ from accrual.predictor import Predictor
 from trainer.select import Window
 from trainer.weigh import Row
 
+ROWS_AT_ONCE = 10_000
 MOST_SLICES = 100  # a field of many values by mistake must not make an entry that no broker takes
 
 
 class Scored(msgspec.Struct, frozen=True):
     """What a model said of a window's rows, beside what was true; figures and the gate's evidence follow from it.
 
-    `slices` are the names (`grade=C`) of those that each row is in.
+    By row, oldest first: `ids`, `judged`, and `combination`, the place among `combinations` of the names (`grade=C`) of
+    all slices that the row is in.
     """
 
     model: str
     window: Window
-    ids: list[str]
+    ids: pa.ChunkedArray
     judged: Judged
-    slices: list[tuple[str, ...]]
+    combinations: list[tuple[str, ...]]
+    combination: NDArray[np.int32]
+
+    def inside(self, name: str) -> NDArray[np.bool_]:
+        """By row, whether it is in a slice."""
+        return np.array([name in names for names in self.combinations], dtype=np.bool_)[self.combination]
 
     def entry(
         self,
@@ -67,23 +77,26 @@ class Scored(msgspec.Struct, frozen=True):
         )
 
     def _slice_scores(self, loss_at_most: Mapping[str, float]) -> list[SliceScores]:
-        largest = Counter(name for names in self.slices for name in names).most_common(MOST_SLICES)
         found = []
-        for name, rows in sorted(largest):
-            inside = _inside(self.slices, name)
+        for name, rows in _largest_slices([self]):
+            inside = self.inside(name)
             accuracy, brier = self.judged.hits[inside].mean(), self.judged.brier[inside].mean()
             found.append(SliceScores(name, rows, float(accuracy), float(brier), loss_at_most.get(name)))
         return found
 
 
-def score(predictor: Predictor, window: Window, rows: Sequence[Row]) -> Scored:
-    """Let a frozen model predict a window's rows."""
+def score(predictor: Predictor, window: Window, rows: Iterable[Row]) -> Scored:
+    """Let a frozen model predict a window's rows, `ROWS_AT_ONCE` at a time."""
+    ids: list[pa.Array] = []
+    parts: list[Judged] = []
+    places: dict[tuple[str, ...], int] = {}
+    combination: list[NDArray[np.int32]] = []
+    for some in _batched(rows):
+        ids.append(pa.array([row.prediction_id for row in some], pa.string()))
+        parts.append(predictor.judge([row.text for row in some], [row.label for row in some]))
+        combination.append(np.array([places.setdefault(row.slices, len(places)) for row in some], dtype=np.int32))
     return Scored(
-        predictor.model,
-        window,
-        [row.prediction_id for row in rows],
-        predictor.judge([row.text for row in rows], [row.label for row in rows]),
-        [row.slices for row in rows],
+        predictor.model, window, pa.chunked_array(ids), together(parts), list(places), np.concatenate(combination)
     )
 
 
@@ -94,11 +107,9 @@ def gains_of(ours: Sequence[Scored], theirs: Sequence[Scored]) -> list[NDArray[n
 
 def by_slice(parts: Sequence[Scored], gains: Sequence[NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
     """The gains of each slice's rows, over all windows."""
-    slices = [names for part in parts for names in part.slices]
-    together = np.concatenate(gains)
     return {
-        name: together[_inside(slices, name)]
-        for name, _ in sorted(Counter(name for names in slices for name in names).most_common(MOST_SLICES))
+        name: np.concatenate([of_part[part.inside(name)] for part, of_part in zip(parts, gains, strict=True)])
+        for name, _ in _largest_slices(parts)
     }
 
 
@@ -109,8 +120,23 @@ def calibration_error_of(parts: Sequence[Scored]) -> float:
 
 def learned_from(store: Path, bundle: str, parts: Sequence[Scored]) -> list[str]:
     """The ids among the judged rows that a model learned from, in order: there must be none."""
-    return sorted(lineage(store, bundle) & {prediction_id for part in parts for prediction_id in part.ids})
+    taught = pa.array(lineage(store, bundle), pa.string())
+    return sorted(one for part in parts for one in part.ids.filter(pc.is_in(part.ids, taught)).to_pylist())
 
 
-def _inside(slices: Sequence[tuple[str, ...]], name: str) -> NDArray[np.bool_]:
-    return np.array([name in names for names in slices])
+def _batched(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """The rows in lists of `ROWS_AT_ONCE`; one that is empty if there are none."""
+    coming = iter(rows)
+    yield list(islice(coming, ROWS_AT_ONCE))
+    while some := list(islice(coming, ROWS_AT_ONCE)):
+        yield some
+
+
+def _largest_slices(parts: Sequence[Scored]) -> list[tuple[str, int]]:
+    """The `MOST_SLICES` slices with the most rows, by name, and how many each has."""
+    rows: Counter[str] = Counter()
+    for part in parts:
+        sizes = np.bincount(part.combination, minlength=len(part.combinations)).tolist()
+        for names, size in zip(part.combinations, sizes, strict=True):
+            rows.update(dict.fromkeys(names, size))
+    return sorted(rows.most_common(MOST_SLICES))

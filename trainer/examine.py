@@ -15,6 +15,7 @@ from accrual.predictor import Predictor
 from trainer.error_slices import SliceChange, clusters, slice_changes
 from trainer.weigh import Row
 
+MOST_EXAMINED = 50_000  # rows of a window; each is held with its inputs and its vector
 WORST = 25
 GROUPS = 12
 _MOST_VALUES = 30  # of an input, for it to make slices

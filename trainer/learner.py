@@ -44,7 +44,7 @@ class Rows:
     A row has `texts_a_row` texts, one behind the other.
     """
 
-    tokens: list[list[int]]
+    tokens: Sequence[Sequence[int]]
     states: States
     truth: torch.Tensor
     weights: torch.Tensor

@@ -17,10 +17,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from accrual.predictor import Predictor
+from trainer.evaluate import Scored, score
 from trainer.generations import Candidate
 from trainer.select import Window
 from trainer.weigh import Row
@@ -81,37 +80,33 @@ class Matrix(msgspec.Struct, frozen=True):
 def matrix(
     models: Iterable[Candidate],
     windows: Sequence[Window],
-    rows: Sequence[Sequence[Row]],
+    rows_of: Callable[[Window], Iterable[Row]],
     load: Callable[[str | None], Predictor],
 ) -> Matrix:
     """Score published models on the held-out rows of windows; windows without such rows are left out.
 
-    `load` gives the predictor of a bundle. Raises BundleError when one is gone or altered.
+    `rows_of` gives these rows, again for every model, and `load` the predictor of a bundle. Raises BundleError when one
+    is gone or altered.
     """
-    shown = [(window, some) for window, some in zip(windows, rows, strict=True) if some]
-    texts, labels = [row.text for _, some in shown for row in some], [row.label for _, some in shown for row in some]
-    ends = np.cumsum([len(some) for _, some in shown])[:-1]
     names, brier, accuracy, learned = [], [], [], []
+    shown: list[Scored] = []
     for model in models:
         predictor = load(model.bundle)
-        found = predictor.judge(texts, labels)
-        brier.append(_by_window(found.brier, ends))
+        scored = (score(predictor, window, rows_of(window)) for window in windows)
+        shown = [one for one in scored if len(one.ids)]
         taught = model.published.windows if model.published else model.run.windows if model.run else []
         names.append(model.model)
-        learned.append([window.window in taught for window, _ in shown])
-        accuracy.append(_by_window(found.hits, ends))
+        brier.append([float(one.judged.brier.mean()) for one in shown])
+        accuracy.append([one.judged.accuracy for one in shown])
+        learned.append([one.window.window in taught for one in shown])
     return Matrix(
         models=names,
-        windows=[window.window for window, _ in shown],
-        rows=[len(some) for _, some in shown],
+        windows=[one.window.window for one in shown],
+        rows=[len(one.ids) for one in shown],
         brier=brier,
         accuracy=accuracy,
         learned=learned,
     )
-
-
-def _by_window(values: NDArray[np.float64], ends: NDArray[np.int64]) -> list[float]:
-    return [float(part.mean()) for part in np.split(values, ends)] if len(values) else []
 
 
 def _mean(found: Sequence[float]) -> float | None:

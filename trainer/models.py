@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
+import pyarrow as pa
 import typer
 from rich.console import Console
 from rich.progress import track
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from trainer.examine import Examination
     from trainer.matrix import Matrix
     from trainer.select import Window
+    from trainer.weigh import Row
 
 app = typer.Typer(
     name="models",
@@ -216,30 +218,31 @@ def _predictor(config: Config, bundle: str | None) -> Predictor:
 def _matrix(config: Config, lake: Lake, models: Sequence[Candidate]) -> Matrix:
     """On the windows that are sealed now, each as it was then. Progress on stderr."""
     from trainer.matrix import matrix
-    from trainer.select import held_out_rows, sealed_windows
+    from trainer.select import LAKE_MEMORY, held_out_rows, sealed_windows
 
     if not models:
         raise NotFound("no model of this stream is published yet")
     contract = _contract(config, models[0].stream)
-    windows = sealed_windows(lake, contract.stream)
-    rows = []
-    for window in windows:
-        with open_lake(config, at_snapshot=window.snapshot_id) as then:
-            rows.append(held_out_rows(then, contract, window))
+
+    def rows_of(window: Window) -> Iterator[Row]:
+        with open_lake(config, at_snapshot=window.snapshot_id, memory=LAKE_MEMORY) as then:
+            yield from held_out_rows(then, contract, window)
+
     console = Console(stderr=True)
     scored = track(models, "scoring", console=console, transient=True, disable=not console.is_terminal)
-    return matrix(scored, windows, rows, lambda bundle: _predictor(config, bundle))
+    windows = sealed_windows(lake, contract.stream)
+    return matrix(scored, windows, rows_of, lambda bundle: _predictor(config, bundle))
 
 
 def _examined(config: Config, lake: Lake, known: Sequence[Candidate], one: Candidate) -> Examination | None:
     """The model and the champion of the time on the last window that judged it."""
-    from trainer.examine import examine
-    from trainer.select import rows_of, sealed_windows
+    from trainer.examine import MOST_EXAMINED, examine
+    from trainer.select import LAKE_MEMORY, rows_of, sealed_windows
 
     contract, trial = _contract(config, one.stream), one.trials[-1]
     window = next(w for w in sealed_windows(lake, one.stream) if w.window == trial.challenger.window)
-    with open_lake(config, at_snapshot=window.snapshot_id) as then:
-        rows = rows_of(then, contract, [window])
+    with open_lake(config, at_snapshot=window.snapshot_id, memory=LAKE_MEMORY) as then:
+        rows = list(rows_of(then, contract, window, MOST_EXAMINED))
         inputs = _inputs(then, contract, window, [row.prediction_id for row in rows])
     champion = candidate(known, trial.champion.model)
     return examine(
@@ -248,11 +251,13 @@ def _examined(config: Config, lake: Lake, known: Sequence[Candidate], one: Candi
 
 
 def _inputs(lake: Lake, contract: Contract, window: Window, ids: Sequence[str]) -> list[Mapping[str, Any]]:
-    """The inputs of a window's rows, in the order of `ids`."""
-    found = lake.rows(
-        "select prediction_id, inputs from ground_truth where stream = ? and predicted_at >= ? and predicted_at < ?",
-        [contract.stream, window.from_time, window.to_time],
-    )
+    """The inputs of some of a window's rows, in the order of `ids`."""
+    with lake.with_tables({"wanted": pa.table({"prediction_id": pa.array(ids, pa.string())})}):
+        found = lake.rows(
+            "select prediction_id, inputs from ground_truth where stream = ? and predicted_at >= ? and predicted_at < ?"
+            " and prediction_id in (select prediction_id from wanted)",
+            [contract.stream, window.from_time, window.to_time],
+        )
     by_id = {row["prediction_id"]: row["inputs"] for row in found}
     return [contract.decode_inputs(by_id[one].encode()) for one in ids]
 

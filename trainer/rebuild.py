@@ -22,7 +22,7 @@ from accrual.predictor import Predictor
 from trainer.challenger import Champion, make_challenger
 from trainer.freeze import freeze_generation_0, made_with
 from trainer.retention import read_probe
-from trainer.select import Selection, sealed_windows, select
+from trainer.select import LAKE_MEMORY, Selection, sealed_windows, select
 
 _NAMED = 3  # ids, of rows that differ
 
@@ -80,7 +80,7 @@ def _selection(config: Config, contract: Contract, manifest: Manifest) -> Select
         windows = [window for window in sealed_windows(lake, contract.stream) if window.window in new]
     if {window.window for window in windows} != new:
         raise LakeError(f"it no longer has the sealed windows {sorted(new)}")
-    with open_lake(config, at_snapshot=manifest.snapshot_id) as lake:
+    with open_lake(config, at_snapshot=manifest.snapshot_id, memory=LAKE_MEMORY) as lake:
         return select(lake, contract, windows, manifest.seed)
 
 

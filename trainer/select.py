@@ -41,6 +41,9 @@ ROW_COLUMNS = pa.schema(
 )
 """What a bundle's rows.parquet says of each row. `part`: `new`, `replay` or `calibrate`."""
 
+LAKE_MEMORY = "384MiB"  # the engine's; a window of ten million rows is chosen from with it
+MOST_JUDGED = 500_000  # rows of a window; docs/judging.md says what that leaves undecided
+
 
 class Window(msgspec.Struct, frozen=True):
     """A sealed window: predictions of `from_time` up to `to_time`, as the lake shows them at `snapshot_id`."""
@@ -107,6 +110,7 @@ _ERASED = """when prediction_id not in (
 _IN_WINDOWS = "predicted_at >= $since and predicted_at < $until"
 _IN_WINDOWS_OR_COME = """predicted_at >= $since and predicted_at <= greatest($until, $reached)
     and (predicted_at < $until or predicted_at + to_microseconds(delay_us) <= $reached)"""
+_JUDGED = "left(md5(prediction_id || ':judged'), 8) < $judged"
 # An order that only id and seed decide: a sample that any engine draws again.
 _BY_CHANCE = "md5(prediction_id || $salt), prediction_id"
 _STRATA = {
@@ -127,14 +131,17 @@ def sealed_windows(lake: Lake, stream: str) -> list[Window]:
     return msgspec.convert(found, list[Window])
 
 
-def rows_of(lake: Lake, contract: Contract, windows: Sequence[Window]) -> list[Row]:
-    """The labeled rows of consecutive windows, oldest first. `lake` is pinned to the last one's snapshot."""
-    return _in_order(lake, contract, windows, (None, "held_out"))
+def rows_of(lake: Lake, contract: Contract, window: Window, most: int = MOST_JUDGED) -> Iterator[Row]:
+    """The labeled rows of a window, oldest first, read as they are asked for. `lake` is pinned to its snapshot.
+
+    Of a window with more than `most` about so many: those that a digest of the id chooses, the same every time.
+    """
+    return _in_order(lake, contract, window, (None, "held_out"), most)
 
 
-def held_out_rows(lake: Lake, contract: Contract, window: Window) -> list[Row]:
-    """The rows of a window that no generation learns from. `lake` is pinned to the window's snapshot."""
-    return _in_order(lake, contract, [window], ("held_out",))
+def held_out_rows(lake: Lake, contract: Contract, window: Window) -> Iterator[Row]:
+    """Those of `rows_of` that no generation learns from."""
+    return _in_order(lake, contract, window, ("held_out",), MOST_JUDGED)
 
 
 def select(lake: Lake, contract: Contract, new: Sequence[Window], seed: int) -> Selection:
@@ -176,10 +183,16 @@ def select(lake: Lake, contract: Contract, new: Sequence[Window], seed: int) -> 
     )
 
 
-def _in_order(lake: Lake, contract: Contract, windows: Sequence[Window], wanted: Collection[str | None]) -> list[Row]:
-    """The rows of the windows that are excluded for one of these reasons, None being none; oldest first."""
-    there = (found for found in _fresh(lake, contract, windows, None) if found.excluded in wanted)
-    return [found.row for found in sorted(there, key=lambda found: found.order)]
+def _in_order(
+    lake: Lake, contract: Contract, window: Window, wanted: Collection[str | None], most: int
+) -> Iterator[Row]:
+    """The rows of a window that are excluded for one of these reasons, None being none; oldest first."""
+    span: dict[str, Any] = {"since": window.from_time, "until": window.to_time}
+    drawn = "true"
+    if window.trainable > most:
+        drawn, span["judged"] = _JUDGED, held_out_below(most / window.trainable)
+    ask = f"select * exclude (said), 0.0 as of_label from labeled where {drawn} order by predicted_at, prediction_id"
+    return (found.row for found in _found(lake, contract, ask, _IN_WINDOWS, span) if found.excluded in wanted)
 
 
 def _fresh(lake: Lake, contract: Contract, windows: Sequence[Window], reached: datetime | None) -> Iterator[Found]:
@@ -189,7 +202,7 @@ def _fresh(lake: Lake, contract: Contract, windows: Sequence[Window], reached: d
     if reached is not None:
         span["reached"] = reached
         when, which = "predicted_at >= $since and predicted_at <= greatest($until, $reached)", _IN_WINDOWS_OR_COME
-    ask = f"select *, 0.0 as of_label from labeled where {which}"
+    ask = f"select * exclude (said), 0.0 as of_label from labeled where {which}"
     return _found(lake, contract, ask, when, span)
 
 
@@ -201,7 +214,7 @@ def _older(lake: Lake, contract: Contract, until: datetime, without: set[str], w
         span["paths"] = _slice_paths(contract)
     of_label = "count(*) over (partition by label) / count(*) over ()" if by == "label" else "0.0"
     ask = f"""
-        select *, {of_label} as of_label from labeled
+        select * exclude (said), {of_label} as of_label from labeled
         where excluded is null and prediction_id not in (select prediction_id from chosen)
         order by {_STRATA[by]} {_BY_CHANCE} limit $wanted
     """

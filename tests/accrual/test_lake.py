@@ -257,3 +257,35 @@ def test_what_a_signal_handler_raises_in_a_query_is_raised_by_it(config: Config)
         finally:
             signal.signal(signal.SIGUSR1, before)
         assert lake.rows("select 1 as one") == [{"one": 1}]
+
+
+@pytest.mark.parametrize("config", ["sqlite"], indirect=True)
+def test_connections_with_little_memory_spill_beside_each_other_and_leave_nothing(config: Config) -> None:
+    open_lake_for_writing(config).close()
+    spill = config.state_dir / "lake" / "spill"
+    size = 400_000
+    ask = f"select hash(range) as h, repeat(hash(range)::varchar, 15) as text from range({size}) order by h"
+    with open_lake(config, memory="64MiB") as one, open_lake(config, memory="64MiB") as other:
+        readings = [one.batches(ask), other.batches(ask)]
+        seen: list[list[int]] = [[], []]
+        for batches in zip(*readings, strict=True):
+            for batch, so_far in zip(batches, seen, strict=True):
+                hashes = batch["h"].to_pylist()
+                assert batch["text"].to_pylist() == [str(h) * 15 for h in hashes]
+                so_far += hashes
+        assert len(list(spill.iterdir())) == 2, "it was more than fits, so this test says something"
+    assert seen[0] == seen[1] == sorted(seen[0]) and len(seen[0]) == size
+    assert not list(spill.iterdir())
+
+
+@pytest.mark.parametrize("config", ["sqlite"], indirect=True)
+def test_what_killed_processes_have_spilled_is_removed_when_it_is_old(config: Config) -> None:
+    open_lake_for_writing(config).close()
+    left, in_use = (config.state_dir / "lake" / "spill" / name for name in ("left", "in-use"))
+    for folder in (left, in_use):
+        folder.mkdir()
+        (folder / "duckdb_temp_storage_S32K-0.tmp").touch()
+    month_ago = time.time() - 30 * 24 * 3600
+    os.utime(left, (month_ago, month_ago))
+    open_lake_for_writing(config).close()
+    assert in_use.exists() and not left.exists()

@@ -1,18 +1,29 @@
-"""Evaluation: the ledger's figures are those of the rows, by slice too, and the gate's evidence is of the same rows."""
+"""Evaluation: the ledger's figures are those of the rows, by slice too, and the gate's evidence is of the same rows.
+
+However many rows of a window are read and scored at once.
+"""
 
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from accrual import scores
+from accrual import lake, scores
+from accrual.contract import Slices
 from accrual.events import encode
 from accrual.judged import judged
+from accrual.lake import open_lake
 from accrual.ledger import decode_ledger_entry
+from accrual.predictor import Predictor
+from accrual.signing import load_or_make_signing_key
+from tests.trainer.books import STREAM, Books
 from trainer import evaluate
-from trainer.evaluate import MOST_SLICES, Scored, by_slice, calibration_error_of, gains_of, learned_from
-from trainer.select import Window
+from trainer.evaluate import MOST_SLICES, Scored, by_slice, calibration_error_of, gains_of, learned_from, score
+from trainer.freeze import freeze_generation_0
+from trainer.select import Window, rows_of, sealed_windows
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -22,8 +33,54 @@ def scored(model: str, window: int, rows: int = 90, seed: int = 1, slices: int =
     probabilities = rng.dirichlet([1, 1, 1], rows)
     truth = np.random.default_rng(window).integers(-1, 3, rows)
     names = [(f"grade={n % slices}", f"term={n % 2}") for n in range(rows)]
+    combinations = list(dict.fromkeys(names))
     place = Window("loans", window, 7, AT, AT, 0.9)
-    return Scored(model, place, [f"{window}-{n}" for n in range(rows)], judged(probabilities, truth), names)
+    return Scored(
+        model,
+        place,
+        pa.chunked_array([[f"{window}-{n}" for n in range(rows)]]),
+        judged(probabilities, truth),
+        combinations,
+        np.array([combinations.index(one) for one in names], dtype=np.int32),
+    )
+
+
+def test_a_window_is_scored_the_same_however_many_rows_are_read_and_scored_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    books = Books(tmp_path)
+    books.add(
+        *(
+            {"id": f"p-{n:02}", "at": (n * 7 % 40) // 2, "label": "good" if n % 3 else "bad"}
+            | {"text": f"a {'very good' if n % 3 else 'really bad'} thing, {n} times", "inputs": {"queue": f"q{n % 4}"}}
+            for n in range(40)
+        )
+    )
+    books.seal(20, trainable=40)
+    contract, config = books.contract(), books.config
+    sliced = msgspec.structs.replace(contract.gate, slices=Slices(fields=["queue"]))
+    contract = msgspec.structs.replace(contract, gate=sliced)
+    key = load_or_make_signing_key(config.signing_key, config.public_key)
+    digest = freeze_generation_0(config.model_store, key, contract, "minilm")
+    predictor = Predictor.load(config.model_store / digest, config)
+
+    def at_once(read: int, scored: int) -> Scored:
+        monkeypatch.setattr(lake, "_BATCH_ROWS", read)
+        monkeypatch.setattr(evaluate, "ROWS_AT_ONCE", scored)
+        with open_lake(config) as opened:
+            window = sealed_windows(opened, STREAM)[0]
+            return score(predictor, window, rows_of(opened, contract, window))
+
+    assert not len(score(predictor, Window(STREAM, 9, 7, AT, AT, 0.9), []).ids)
+    whole, pieces = at_once(1000, 1000), at_once(7, 9)
+    oldest_first = sorted(range(40), key=lambda n: ((n * 7 % 40) // 2, n))
+    assert pieces.ids.to_pylist() == whole.ids.to_pylist() == [f"p-{n:02}" for n in oldest_first]
+    for name in ("brier", "log_loss", "hits", "said", "happened"):
+        assert getattr(pieces.judged, name) == pytest.approx(getattr(whole.judged, name), abs=1e-5)
+    assert np.ptp(whole.judged.brier) > 0.1, "or their order would not matter"
+    assert np.flatnonzero(pieces.inside("queue=q3")).tolist() == [i for i, n in enumerate(oldest_first) if n % 4 == 3]
+    for made, wanted in zip(*(one.entry("r", "champion", AT).slices for one in (pieces, whole)), strict=True):
+        assert (made.name, made.rows, made.accuracy) == (wanted.name, wanted.rows, wanted.accuracy)
 
 
 def test_an_entry_says_of_each_slice_what_its_rows_say_and_comes_back_from_the_wire() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from accrual import lake
 from accrual.contract import Contract, load_contract
 from accrual.erasure import erase, subject_of
 from accrual.errors import ContractError
@@ -17,7 +18,7 @@ from accrual.events import encode
 from accrual.lake import open_lake, open_lake_for_writing
 from tests.trainer.books import START, STREAM, Books
 from trainer.freeze import _write_rows
-from trainer.select import Selection, _read, sealed_windows, select
+from trainer.select import Selection, _read, rows_of, sealed_windows, select
 from trainer.weigh import weight_by_label
 
 
@@ -290,3 +291,32 @@ def test_what_is_a_label_is_for_the_contract_to_say(
     assert _read(contract, row | {"label": label}).excluded is None
     if outside is not None:
         assert _read(contract, row | {"label": outside}).excluded == "outside"
+
+
+def test_the_same_rows_are_chosen_however_many_are_read_at_once(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
+    books.add(*simple(60))
+    books.seal(3)
+    books.seal(6)
+    contract = books.contract("replay: 0.5, max_rows: 20, prefer: uncertain")
+    whole = chosen(books, contract)
+    monkeypatch.setattr(lake, "_BATCH_ROWS", 7)
+    pieces = chosen(books, contract)
+    assert (pieces.learn, pieces.calibrate, pieces.counts) == (whole.learn, whole.calibrate, whole.counts)
+    assert pieces.digest == whole.digest
+
+
+def test_of_a_large_window_the_same_rows_judge_every_time_and_the_label_has_no_part_in_it(books: Books) -> None:
+    books.add(*simple(400))
+    books.seal(40, trainable=400)
+    books.add(*({**case, "label": "bad", "revision": 2} for case in simple(400)))
+    books.seal(80, trainable=400)
+    contract = books.contract()
+    with open_lake(books.config) as newest:
+        window = sealed_windows(newest, STREAM)[0]
+        after = [row.prediction_id for row in rows_of(newest, contract, window, most=100)]
+        all_of_it = [row.prediction_id for row in rows_of(newest, contract, window, most=400)]
+    with open_lake(books.config, at_snapshot=window.snapshot_id) as then:
+        before = [row.prediction_id for row in rows_of(then, contract, window, most=100)]
+    assert before == after == sorted(before)
+    assert 70 < len(before) < 130
+    assert all_of_it == [f"p-{n:03d}" for n in range(400)]

@@ -1,0 +1,190 @@
+"""How much memory the trainer takes for a window of many rows: to choose from it, and to be judged on it.
+
+    python bench/window_memory.py                      100,000 rows
+    python bench/window_memory.py --rows 10000000      needs 8 GB for the temporary files, and some twenty minutes
+
+It makes two lakes (SQLite catalog, local files): each has a sealed window of labeled rows, with texts of some 300
+characters, and a tenth as many rows before; the second lake has ten times as many as the first. Selection and judging
+run in a process of their own each. What streams takes about as much memory for both.
+
+Judged is as a cycle judges, and three times as the models of one are, by a model that says the same of every row: it
+takes neither memory nor time, so the figures are those of the rows alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+from machine import machine
+
+from accrual.config import Config
+from accrual.contract import Contract, load_contract
+from accrual.lake import WritableLake, open_lake, open_lake_for_writing
+from accrual.lake_tables import TABLES
+from accrual.predictor import Predictor
+from accrual.signing import load_or_make_signing_key
+from trainer.evaluate import by_slice, calibration_error_of, gains_of, score
+from trainer.gate import judge
+from trainer.select import LAKE_MEMORY, Window, rows_of, sealed_windows, select
+
+CONTRACT = """
+stream: tickets
+inputs: {text: {type: string}, queue: {type: string}}
+output: {classes: [low, high], prior: {low: 0.7, high: 0.3}}
+outcome: {values: {urgency: {type: string}}}
+label: {field: urgency}
+horizon: 1d
+on_expiry: low
+training: {template: '{text}', window_rows: 100000}
+quality: {slices: [queue]}
+gate: {slices: {fields: [queue], most_loss: 0.05}}
+"""
+START = datetime(2026, 1, 1, tzinfo=UTC)
+DAYS = 11  # one of the window before, ten of the window
+
+_DAY = """
+insert into lake.ground_truth_history by name
+select 'tickets' as stream, format('0199{:08x}-7000-8000-{:012x}', n, hash(n) % 1000000000000) as prediction_id,
+    1 as revision, 'labeled' as status, if(hash(n) % 3 = 0, 'high', 'low') as label, 'tickets@1' as model,
+    $start + to_microseconds((n - $first) * 86_400_000_000 // $rows) as predicted_at,
+    predicted_at + to_seconds(3600 + hash(n) % 7200) as observed_at,
+    format('{{"text":"ticket {} about {}","queue":"q{}"}}', n, repeat(hash(n)::varchar, 15), hash(n) % 12) as inputs,
+    '{"label":"low","probabilities":{"low":0.75,"high":0.25}}' as output,
+    format('{{"urgency":"{}"}}', label) as "values", predicted_at::date as day, 0 as "partition", n as "offset",
+    now() as arrived_at
+from range($first, $first + $rows) t(n)
+"""
+
+
+class Cost(NamedTuple):
+    """Of one process: `rows` it kept, wall seconds, and its peak of resident memory."""
+
+    rows: int
+    seconds: float
+    peak_mib: float
+
+
+def main() -> None:
+    """Make the lakes; open, choose, judge."""
+    given = _arguments()
+    costs: dict[str, list[Cost]] = {}
+    sizes = given.rows // 10, given.rows
+    for rows in sizes:
+        with tempfile.TemporaryDirectory(prefix="accrual-bench-", dir=given.folder) as folder:
+            config = _settings(Path(folder))
+            _in_process(_make, config, rows)
+            for name, function in (("opening the lake", _open), ("selection", _select), ("judging", _judge)):
+                costs.setdefault(name, []).append(_in_process(function, config))
+                print(f"{rows:,} rows, {name}: {costs[name][-1]}", flush=True)
+    print("\n| | rows | kept | s | peak RSS MiB | to a tenth of the rows |\n|---|---:|---:|---:|---:|---:|")
+    for name, (tenth, whole) in costs.items():
+        for rows, cost in zip(sizes, (tenth, whole), strict=True):
+            ratio = f"{cost.peak_mib / tenth.peak_mib:.2f}" if cost is whole else ""
+            print(f"| {name} | {rows:,} | {cost.rows:,} | {cost.seconds:.1f} | {cost.peak_mib:,.0f} | {ratio} |")
+    print(f"\none round; {machine()}")
+
+
+def _settings(folder: Path) -> Config:
+    (folder / "contracts").mkdir()
+    (folder / "contracts" / "tickets.yaml").write_text(CONTRACT)
+    return Config(state=str(folder / "state"), contracts=str(folder / "contracts"))
+
+
+def _make(config: Config, rows: int) -> Cost:
+    from trainer.freeze import freeze_generation_0  # brings torch, which the other processes need not carry
+
+    started = time.monotonic()
+    a_day = rows // (DAYS - 1)
+    with open_lake_for_writing(config) as lake:
+        for day in range(DAYS):
+            lake.rows(_DAY, {"start": START + timedelta(days=day), "first": day * a_day, "rows": a_day})
+        _seal(lake, 1, START, 1, a_day)
+        _seal(lake, 2, START + timedelta(days=1), DAYS - 1, rows)
+    key = load_or_make_signing_key(config.signing_key, config.public_key)
+    freeze_generation_0(config.model_store, key, _contract(config), "minilm")
+    return Cost(rows, time.monotonic() - started, _peak_mib())
+
+
+def _seal(lake: WritableLake, window: int, begin: datetime, days: int, rows: int) -> None:
+    sealed = {
+        "stream": "tickets",
+        "window": window,
+        "snapshot_id": lake.snapshot_id(),
+        "from_time": begin,
+        "to_time": begin + timedelta(days=days),
+        "trainable": rows,
+        "coverage": 1.0,
+        "reached": [rows],
+        "sealed_at": datetime.now(UTC),
+    }
+    lake.append({"windows": pa.Table.from_pylist([sealed], TABLES["windows"])})
+
+
+def _open(config: Config) -> Cost:
+    started = time.monotonic()
+    _newest_window(config)
+    return Cost(0, time.monotonic() - started, _peak_mib())
+
+
+def _select(config: Config) -> Cost:
+    started = time.monotonic()
+    window = _newest_window(config)
+    with open_lake(config, at_snapshot=window.snapshot_id, memory=LAKE_MEMORY) as lake:
+        selection = select(lake, _contract(config), [window], seed=1)
+    return Cost(selection.new + selection.replayed, time.monotonic() - started, _peak_mib())
+
+
+def _judge(config: Config) -> Cost:
+    contract, window = _contract(config), _newest_window(config)
+    [bundle] = config.model_store.iterdir()
+    predictor = Predictor.load(bundle, config)
+    started = time.monotonic()
+    scored = []
+    for _ in range(3):
+        with open_lake(config, at_snapshot=window.snapshot_id, memory=LAKE_MEMORY) as lake:
+            scored.append(score(predictor, window, rows_of(lake, contract, window)))
+    ours, theirs, _ = ([one] for one in scored)
+    gains = gains_of(ours, theirs)
+    rise = calibration_error_of(ours) - calibration_error_of(theirs)
+    judge(gains, 1, rise, contract.gate, by_slice(ours, gains))
+    entries = [one.entry("run", "champion", START) for one in scored]
+    return Cost(entries[0].rows, time.monotonic() - started, _peak_mib())
+
+
+def _contract(config: Config) -> Contract:
+    return load_contract(Path(config.contracts) / "tickets.yaml")
+
+
+def _newest_window(config: Config) -> Window:
+    with open_lake(config) as lake:
+        return sealed_windows(lake, "tickets")[-1]
+
+
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _in_process(function: Callable[..., Cost], *arguments: object) -> Cost:
+    """Run it in a process of its own, so that it finds nothing in memory and its peak is its own."""
+    with get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=100_000, metavar="N", help="in the window; default: %(default)s")
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="for the temporary files")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
