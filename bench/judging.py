@@ -59,7 +59,7 @@ def _calibration() -> None:
 def _retention() -> None:
     contract, texts, labels = _rows(support_intents)
     tuned = _tuned(contract, texts, labels)
-    probe = read_probe("stsb")
+    probe = read_probe("stsb", "classification")
     base = cosines(Encoder.load(base_folder("minilm"), contract.training.max_tokens), probe)
     truth = scores.indices_of(labels[LEARN:], tuned.classes)
     print("adapter scale | change of correlation on stsb | at least | Brier | accuracy")
