@@ -1,5 +1,7 @@
 """Retention: what is lost is measured on real sentences, and a smaller adapter wins it back, in the bundle too."""
 
+import csv
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +12,14 @@ import torch
 from scipy.stats import spearmanr
 
 from accrual.contract import Lora
+from accrual.contract import Training as Options
 from accrual.encoder import Encoder, base_folder
 from accrual.errors import ContractError, TrainingFailed
+from accrual.generator import Generator
+from accrual.output import Output
 from trainer.adapter import adapt
+from trainer.challenger import Training, _train, _train_and_keep
+from trainer.finetune import Tuned
 from trainer.freeze import _write_adapter
 from trainer.retention import (
     SCALES,
@@ -29,6 +36,7 @@ from trainer.retention import (
 )
 
 TOKENS = 32
+BANKING = Path(__file__).parents[2] / "examples" / "data" / "banking77" / "train.csv"
 
 
 @pytest.fixture(scope="module")
@@ -138,3 +146,125 @@ def test_a_probe_that_cannot_be_used_is_named(tmp_path: Path, content: str | Non
         (tmp_path / "own.csv").write_text(content)
     with pytest.raises(ContractError, match=rf"gate\.retention\.probe.*{problem}"):
         read_probe(str(tmp_path / "own.csv"), "score")
+
+
+@pytest.fixture(scope="module")
+def hard() -> Training:
+    """A training on four intents of twenty rows each, at a rate that harms the base."""
+    names = ["card_arrival", "lost_or_stolen_card", "exchange_rate", "pin_blocked"]
+    with BANKING.open(encoding="utf-8", newline="") as file:
+        rows = [(row["text"], row["category"]) for row in csv.DictReader(file)]
+    chosen = [
+        row
+        for several in zip(*([r for r in rows if r[1] == name][:20] for name in names), strict=True)
+        for row in several
+    ]
+    options = Options("{text}", epochs=3, learning_rate=0.02, max_tokens=TOKENS, lora=Lora(rank=4, alpha=8, layers=2))
+    return Training(
+        base="minilm",
+        options=options,
+        output=Output(classes=names),
+        pair=None,
+        texts=[text for text, _ in chosen],
+        labels=[label for _, label in chosen],
+        weights=[1.0] * len(chosen),
+        classes=names,
+        seed=1,
+        start=None,
+        checkpoint=None,
+    )
+
+
+def test_a_distilled_model_answers_sentences_it_has_not_seen_more_like_the_base(
+    base: Encoder, probe: Likeness, hard: Training
+) -> None:
+    def likeness(options: Options) -> float:
+        tuned = _train(msgspec.structs.replace(hard, options=options))
+        assert isinstance(tuned, Tuned)
+        right = np.array(tuned.classes)[tuned.logits(hard.texts).argmax(1)] == hard.labels
+        assert right.mean() > 0.8, "it learns the task all the same"
+        return float((tuned.model.embed(probe.first) * base.embed(probe.first)).sum(1).mean())
+
+    without, with_it = likeness(hard.options), likeness(levered(hard.options, ["distillation"]))
+    assert 1 - with_it < 0.7 * (1 - without)
+
+
+def test_sentences_of_general_text_are_in_no_probe() -> None:
+    pairs, texts = read_probe("stsb", "classification"), read_probe("writing", "text")
+    assert isinstance(pairs, Likeness) and isinstance(texts, Writing)
+    general = (BANKING.parents[3] / "trainer" / "probes" / "general.txt").read_text(encoding="utf-8").splitlines()
+    assert len(set(general)) == len(general) == 396
+    assert not {*general} & {*pairs.first, *pairs.second, *texts.completions}
+
+
+def test_levers_come_one_more_at_a_time_and_only_where_there_is_something_to_change() -> None:
+    options = Options("{text}", lora=Lora(rank=8, alpha=16, layers=3))
+    tried = [levered(options, levers) for levers in attempts(options)]
+    assert [(one.distill, one.lora.layers, one.lora.rank, one.lora.alpha) for one in tried] == [
+        (0.0, 3, 8, 16),
+        (10.0, 3, 8, 16),
+        (10.0, 2, 8, 16),
+        (10.0, 2, 4, 8),
+    ]
+    least = Options("{text}", distill=3.0, lora=Lora(rank=1, alpha=1, layers=1))
+    assert list(attempts(least)) == [[]]
+
+
+def test_the_cheapest_lever_that_keeps_the_base_is_taken_each_with_a_checkpoint_of_its_own(
+    probe: Likeness, hard: Training, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "run.safetensors"
+    with pytest.raises(TrainingFailed, match="train less") as failed:
+        _train_and_keep(msgspec.structs.replace(hard, checkpoint=checkpoint), probe, most_loss=1e-6)
+    lost = re.findall(r"down to (-\S+) at 0\.35(?: by ([a-z ]+))?", str(failed.value))
+    assert [by for _, by in lost] == [
+        "",
+        "distillation",
+        "distillation and a layer less",
+        "distillation and a layer less and half the rank",
+    ]
+    bounds = [float(low) for low, _ in lost]
+    assert bounds == sorted(bounds), "each keeps more than the one before"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"run-{n}.safetensors" for n in range(4)]
+
+    # Its trainings are through: it goes on from their checkpoints, and stops at the first that keeps enough.
+    between = -(bounds[0] + bounds[1]) / 2
+    tuned, kept = _train_and_keep(msgspec.structs.replace(hard, checkpoint=checkpoint), probe, between)
+    assert kept["levers"] == ["distillation"]
+    again, same = _train_and_keep(hard, probe, between)
+    assert same == kept, "the same without a checkpoint"
+    for one, other in zip(tuned.model.model.parameters(), again.model.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_of_two_kinds_both_must_hold(tmp_path: Path) -> None:
+    """The one that suffers more decides: answers to instructions can be lost while text is as likely as before."""
+    whole = read_probe("writing", "text")
+    assert isinstance(whole, Writing)
+    assert (sum(map(bool, whole.prompts)), len(whole.prompts)) == (59, 119)
+    few = Writing("few", [*whole.prompts[:3], *whole.prompts[-3:]], [*whole.completions[:3], *whole.completions[-3:]])
+    generator = Generator.load(base_folder("smollm2"), 128, 32)
+    adapt(generator, Lora(rank=2, alpha=4, layers=1))
+    before = ability(generator, few)
+    assert keep_abilities(generator, before, few, most_loss=0.001).scale == 1.0
+    higher = before + np.array([-1.0, -1.0, -1.0, 0.5, 0.5, 0.5])
+    kept = keep_abilities(generator, higher, few, most_loss=0.001)
+    assert (kept.what, kept.change) == ("log-likelihood of answers to instructions", pytest.approx(-0.5, abs=1e-6))
+    kept = keep_abilities(generator, -higher + 2 * before, few, most_loss=0.001)
+    assert (kept.what, kept.change) == ("log-likelihood of text", pytest.approx(-1.0, abs=1e-6))
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("prompt,completion\n" + "do,done\n" * 60 + ",text\n" * 49, "49 texts and 60 instructions: give at least 50"),
+        ("", "0 texts and 0 instructions"),
+        ("do,done,much\n" * 60, "a line is not `prompt,completion`"),
+    ],
+)
+def test_a_probe_of_generators_that_cannot_be_used_is_named(tmp_path: Path, content: str, problem: str) -> None:
+    (tmp_path / "own.csv").write_text(content)
+    with pytest.raises(ContractError, match=problem):
+        read_probe(str(tmp_path / "own.csv"), "text")
+    with pytest.raises(ContractError, match="'stsb' is none of writing"):
+        read_probe("stsb", "text")
