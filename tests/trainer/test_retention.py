@@ -11,7 +11,9 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from accrual.contract import Lora
+from accrual.bundle import Manifest
+from accrual.calibrator import Calibrator
+from accrual.contract import Lora, load_contracts
 from accrual.contract import Training as Options
 from accrual.encoder import Encoder, base_folder
 from accrual.errors import ContractError, TrainingFailed
@@ -21,6 +23,7 @@ from trainer.adapter import adapt
 from trainer.challenger import Training, _train, _train_and_keep
 from trainer.finetune import Tuned
 from trainer.freeze import _write_adapter
+from trainer.model_card import model_card
 from trainer.retention import (
     SCALES,
     Likeness,
@@ -36,6 +39,22 @@ from trainer.retention import (
 )
 
 TOKENS = 32
+FACTS = Manifest(
+    stream="support-intents",
+    version=1,
+    parent="support-intents@0",
+    parent_digest="0" * 64,
+    run_id="run",
+    windows=[1],
+    snapshot_id=1,
+    rows_new=10,
+    rows_replayed=0,
+    rows_digest="",
+    seed=1,
+    base="minilm",
+    base_digest="0" * 64,
+    made_with={},
+)
 BANKING = Path(__file__).parents[2] / "examples" / "data" / "banking77" / "train.csv"
 
 
@@ -210,6 +229,14 @@ def test_levers_come_one_more_at_a_time_and_only_where_there_is_something_to_cha
     assert list(attempts(least)) == [[]]
 
 
+def test_the_model_card_tells_of_the_adapter_as_it_was_trained() -> None:
+    contract = load_contracts(BANKING.parents[3] / "schemas" / "contracts")["support-intents"]
+    manifest = msgspec.structs.replace(FACTS, levers=["distillation", "a layer less"], retention=-0.01)
+    card = model_card(contract, manifest, contract.output.classes, Calibrator())
+    assert contract.training.lora.layers == 2 and "on the top 1 layers" in card
+    assert "- Retention: -0.0100 on the probe against the base, by distillation and a layer less\n" in card
+
+
 def test_the_cheapest_lever_that_keeps_the_base_is_taken_each_with_a_checkpoint_of_its_own(
     probe: Likeness, hard: Training, tmp_path: Path
 ) -> None:
@@ -237,13 +264,23 @@ def test_the_cheapest_lever_that_keeps_the_base_is_taken_each_with_a_checkpoint_
         assert torch.equal(one, other)
 
 
-def test_of_two_kinds_both_must_hold(tmp_path: Path) -> None:
+@pytest.fixture
+def generator() -> Generator:
+    return Generator.load(base_folder("smollm2"), 128, 32)
+
+
+def test_a_text_without_a_prompt_follows_a_token_where_there_is_no_chat_template(generator: Generator) -> None:
+    generator.tokenizer.chat_template = None
+    [written] = generator.written([""], ["A man is playing a guitar."])
+    assert (written.start, written.tokens[0]) == (1, generator.tokenizer.eos_token_id)
+
+
+def test_of_two_kinds_both_must_hold(generator: Generator) -> None:
     """The one that suffers more decides: answers to instructions can be lost while text is as likely as before."""
     whole = read_probe("writing", "text")
     assert isinstance(whole, Writing)
     assert (sum(map(bool, whole.prompts)), len(whole.prompts)) == (59, 119)
     few = Writing("few", [*whole.prompts[:3], *whole.prompts[-3:]], [*whole.completions[:3], *whole.completions[-3:]])
-    generator = Generator.load(base_folder("smollm2"), 128, 32)
     adapt(generator, Lora(rank=2, alpha=4, layers=1))
     before = ability(generator, few)
     assert keep_abilities(generator, before, few, most_loss=0.001).scale == 1.0
