@@ -64,8 +64,12 @@ def _retention() -> None:
     assert isinstance(probe, Likeness)
     base = ability(Encoder.load(base_folder("minilm"), contract.training.max_tokens), probe)
     hard = msgspec.structs.replace(contract.training, learning_rate=0.01, lora=Lora(layers=6))
-    trainings = {"the contract that ships": contract.training, "ten times the rate, all six layers": hard}
-    trainings["distill: 1"] = msgspec.structs.replace(hard, distill=1.0)
+    trainings = {
+        "the contract that ships": contract.training,
+        "the same with distillation": levered(contract.training, ["distillation"]),
+        "ten times the rate, all six layers": hard,
+        "with distill: 1": msgspec.structs.replace(hard, distill=1.0),
+    }
     trainings |= {f"with {lever}": levered(hard, [lever]) for lever in LEVERS}
     print("training | CPU s | adapter scale | change of correlation on stsb | at least | Brier | accuracy")
     for name, training in trainings.items():
