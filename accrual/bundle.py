@@ -47,9 +47,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     whose rows it has seen, read at lake snapshot `snapshot_id`; `rows_digest` is over what rows.parquet says of each.
     `selection` counts what was chosen and what was not (docs/training-data.md).
     `start`: whether training went on from the base or from the parent's adapter and head. `base_digest` is None for a
-    constant model, which needs no base. `adapter_scale` is what the adapter's part was multiplied with after training,
-    so that the base's abilities are kept; `retention` is how far its correlation on the contract's probe is above the
-    base's. `files` maps relative names to SHA-256.
+    constant model, which needs no base. So that the base's abilities are kept, it was trained with `levers` beside the
+    contract's options (trainer/retention.py), and the adapter's part then multiplied with `adapter_scale`; `retention`
+    is how far above the base it is on the contract's probe. `files` maps relative names to SHA-256.
     """
 
     v: int = VERSION
@@ -68,6 +68,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     base_digest: str | None
     start: Literal["base", "champion"] = "base"
     made_with: dict[str, str]
+    levers: list[str] = []
     adapter_scale: float = 1.0
     retention: float | None = None
     selection: dict[str, int] = {}
@@ -77,6 +78,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def model(self) -> str:
         """`stream@version`, as predictions name it."""
         return f"{self.stream}@{self.version}"
+
+    @property
+    def kept(self) -> str:
+        """For people: what the probe said of the model, and what that took; empty where no probe was asked."""
+        if self.retention is None:
+            return ""
+        by = [*self.levers, *([f"the adapter at {self.adapter_scale:g}"] if self.adapter_scale != 1 else [])]
+        return f"{self.retention:+.4f} on the probe against the base" + (f", by {' and '.join(by)}" if by else "")
 
 
 _decode = msgspec.json.Decoder(Manifest).decode

@@ -137,6 +137,7 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `cohort`: whether rows that are younger than the sealed windows are learned from too (docs/maturity.md).
     `prefer`, `replay_by`, `balance`, `control`: which rows, and what each counts (docs/training-data.md).
     `start`: from the base model, or from the champion's adapter and head. `accumulate`: batches a step.
+    `distill`: how much it counts that general text is answered as the base does (trainer/distill.py).
     `gradient_checkpointing`: compute states again instead of keeping them. `checkpoint_steps`: steps from one
     checkpoint to the next. `quantize`: hold the base in fewer bits while training; needs CUDA.
     """
@@ -155,6 +156,7 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     learning_rate: float = 1e-3
     max_tokens: int = 128
     lora: Lora = msgspec.field(default_factory=Lora)
+    distill: float = 0.0
     start: Literal["base", "champion"] = "base"
     early_stopping: EarlyStopping | None = None
     accumulate: int = 1
@@ -185,9 +187,11 @@ class Slices(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the base model could do must not be lost. `probe`: `stsb`, or a CSV file of sentence, sentence, similarity.
+    """What the base model could do must not be lost. `probe`: `stsb`, or a CSV file of sentence, sentence, similarity;
+    where the model writes, `writing`, or a CSV file of prompt, completion.
 
-    `most_loss`: by how much the challenger's rank correlation with those similarities may be below the base's.
+    `most_loss`: by how much the challenger's rank correlation with those similarities may be below the base's, or its
+    mean log-likelihood of a completion's tokens.
     """
 
     probe: str
@@ -484,6 +488,7 @@ def _inconsistencies(contract: Contract) -> list[tuple[str, str]]:
             training.lora.rank >= 1 and training.lora.layers >= 1,
             "rank and layers must be at least 1",
         ),
+        ("training.distill", 0 <= training.distill <= 1000, "is a weight: 0 (no general text) to 1000"),
         ("training.accumulate", training.accumulate >= 1, "must be at least 1"),
         ("training.checkpoint_steps", training.checkpoint_steps >= 1, "must be at least 1"),
         (
@@ -502,9 +507,7 @@ def _inconsistencies(contract: Contract) -> list[tuple[str, str]]:
             ("gate.slices.least_rows", gate.slices.least_rows >= 10, "must be at least 10"),
         ]
     if gate.retention is not None:
-        bounds.append(
-            ("gate.retention.most_loss", 0 < gate.retention.most_loss < 1, "is a correlation: between 0 and 1")
-        )
+        bounds.append(("gate.retention.most_loss", 0 < gate.retention.most_loss < 1, "must lie between 0 and 1"))
     return found + [(field, problem) for field, fine, problem in bounds if not fine]
 
 

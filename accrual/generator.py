@@ -192,9 +192,9 @@ class Generator:
         return self.model.get_base_model() if self.is_adapted else self.model
 
     def _turn(self, prompt: str) -> list[int]:
-        """The tokens before a completion."""
+        """The tokens before a completion; there is at least one."""
         if self.tokenizer.chat_template is None:
-            return self._cut(prompt, 0)
+            return self._cut(prompt, 0) or [self.tokenizer.eos_token_id]  # what begins follows the end of another text
         # The text is cut, not the template around it.
         room = "" if not prompt else self.tokenizer.decode(self._cut(prompt, self._around))
         said = self.tokenizer.apply_chat_template(

@@ -62,7 +62,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
 class Run(msgspec.Struct, frozen=True, kw_only=True, tag="run", tag_field="type"):
     """One training run, written at each change of `state`; the last record of a `run_id` holds.
 
-    `retention`: how far the model's correlation on the contract's probe is above the base model's, mostly below 0.
+    `retention`: how far the model is above the base on the contract's probe, mostly below 0 (docs/judging.md).
     `trigger`: what set it off. `selection`: how many rows were chosen, and how many not and why. `learned_until`: as of
     a `Generation`. `seconds` is what training took, `cpu_seconds` on all cores, `at` when the state was said.
     """

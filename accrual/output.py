@@ -21,6 +21,8 @@ import msgspec
 
 Task = Literal["classification", "ranking", "multilabel", "score", "text", "thumbs", "preference"]
 
+WRITES = ("text", "thumbs", "preference")
+"""The tasks of a language model, which writes texts."""
 SEPARATOR = ","  # between the names in a label of several
 SCORE = "score"
 SIDES = ["first", "second"]
@@ -63,7 +65,7 @@ class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def writes(self) -> bool:
         """Whether the model is a language model, which writes texts."""
-        return self.task in ("text", "thumbs", "preference")
+        return self.task in WRITES
 
     @property
     def unmeasured(self) -> set[str]:

@@ -1,29 +1,31 @@
 """What calibration and retention do on real data, that of the demo with its contracts; what the gate costs in rows.
 
 python bench/judging.py calibration         each method, fitted on few rows, on the rows that follow
-python bench/judging.py retention           what an adapter at each scale loses of the base, and of the task
+python bench/judging.py retention           what each lever keeps of the base, and costs of the task
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from accrual import scores
 from accrual.calibrator import Method
-from accrual.contract import CENSORED, Contract, load_contract
+from accrual.contract import CENSORED, Contract, Lora, load_contract
 from accrual.encoder import Encoder, base_folder
 from examples import credit_risk, support_intents
 from trainer.calibrate import calibrate
 from trainer.finetune import Tuned, fine_tune
 from trainer.gate import STAKES, loss_at_most, spent_alpha
-from trainer.retention import SCALES, cosines, read_probe, retained, scale_adapter
+from trainer.retention import LEVERS, SCALES, Likeness, ability, levered, read_probe, retained, scale_adapter
 
 CONTRACTS = Path(__file__).parents[1] / "schemas" / "contracts"
 NEVER = 10**9
@@ -58,18 +60,36 @@ def _calibration() -> None:
 
 def _retention() -> None:
     contract, texts, labels = _rows(support_intents)
-    tuned = _tuned(contract, texts, labels)
-    probe = read_probe("stsb")
-    base = cosines(Encoder.load(base_folder("minilm"), contract.training.max_tokens), probe)
-    truth = scores.indices_of(labels[LEARN:], tuned.classes)
-    print("adapter scale | change of correlation on stsb | at least | Brier | accuracy")
-    for scale in (*SCALES, 0.0):
-        scale_adapter(tuned.model, scale)
-        change, low = retained(probe, base, cosines(tuned.model, probe))
-        logits = tuned.logits(texts[LEARN:])
-        said = calibrate(logits[:KEPT_BACK], truth[:KEPT_BACK]).probabilities(logits[KEPT_BACK:])
-        brier, accuracy = scores.brier(said, truth[KEPT_BACK:]), scores.accuracy(said, truth[KEPT_BACK:])
-        print(f"{scale:g} | {change:+.4f} | {low:+.4f} | {brier:.4f} | {accuracy:.3f}")
+    probe = read_probe("stsb", "classification")
+    assert isinstance(probe, Likeness)
+    base = ability(Encoder.load(base_folder("minilm"), contract.training.max_tokens), probe)
+    hard = msgspec.structs.replace(contract.training, learning_rate=0.01, lora=Lora(layers=6))
+    trainings = {
+        "the contract that ships": contract.training,
+        "the same with distillation": levered(contract.training, ["distillation"]),
+        "ten times the rate, all six layers": hard,
+        "with distill: 1": msgspec.structs.replace(hard, distill=1.0),
+    }
+    trainings |= {f"with {lever}": levered(hard, [lever]) for lever in LEVERS}
+    print("training | CPU s | adapter scale | change of correlation on stsb | at least | Brier | accuracy")
+    for name, training in trainings.items():
+        started = time.process_time()
+        tuned = _tuned(msgspec.structs.replace(contract, training=training), texts, labels)
+        seconds = time.process_time() - started
+        truth = scores.indices_of(labels[LEARN:], tuned.classes)
+        for scale in (*SCALES, 0.0):
+            scale_adapter(tuned.model, scale)
+            change, low = retained(probe, base, ability(tuned.model, probe))
+            logits = tuned.logits(texts[LEARN:])
+            said = calibrate(logits[:KEPT_BACK], truth[:KEPT_BACK]).probabilities(logits[KEPT_BACK:])
+            figures = scores.brier(said, truth[KEPT_BACK:]), scores.accuracy(said, truth[KEPT_BACK:])
+            print(
+                name,
+                f"{seconds:.0f} | {scale:g} | {change:+.4f} | {low:+.4f}",
+                *map("{:.4f}".format, figures),
+                sep=" | ",
+                flush=True,
+            )
 
 
 def _gate() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -26,10 +27,12 @@ from trainer.finetune_preference import TunedPreference, fine_tune_preference
 from trainer.finetune_text import TunedText, fine_tune_text
 from trainer.freeze import freeze
 from trainer.ranks import Ranks
-from trainer.retention import Probe, keep_abilities
+from trainer.retention import Probe, ability, attempts, keep_abilities, levered
 from trainer.select import Selection
 
 log = logging.getLogger(__name__)
+
+Made = Tuned | TunedText | TunedPreference
 
 
 class Training(msgspec.Struct, frozen=True):
@@ -84,14 +87,14 @@ def make_challenger(
         start=_start(contract, champion, selection),
         checkpoint=checkpoint,
     )
-    Ranks().shared(training)
-    tuned = _train(training)
+    if contract.gate.retention is None or probe is None:
+        tuned = _train_together(training)
+    else:
+        tuned, kept = _train_and_keep(training, probe, contract.gate.retention.most_loss)
+        manifest = msgspec.structs.replace(manifest, **kept)
     manifest = msgspec.structs.replace(
         manifest, start=tuned.start, made_with=manifest.made_with | {"precision": tuned.precision}
     )
-    if contract.gate.retention is not None and probe is not None:
-        scale, retention = keep_abilities(tuned.model, _load(training), probe, contract.gate.retention.most_loss)
-        manifest = msgspec.structs.replace(manifest, adapter_scale=scale, retention=retention)
     texts, labels = [row.text for row in selection.calibrate], [row.label for row in selection.calibrate]
     weights = [row.weight for row in selection.calibrate]
     if isinstance(tuned, TunedText):
@@ -116,7 +119,41 @@ def take_part() -> None:
             log.info("the training failed: %s", exc)
 
 
-def _train(training: Training) -> Tuned | TunedText | TunedPreference:
+def _train_and_keep(training: Training, probe: Probe, most_loss: float) -> tuple[Made, Mapping[str, Any]]:
+    """Train, with one lever more each time, until the base's abilities are kept; and what the manifest says of it.
+
+    Raises TrainingFailed when no lever keeps them.
+    """
+    before, lost = ability(_load(training), probe), []
+    for levers in attempts(training.options):
+        tuned = _train_together(_tried(training, levers))
+        kept = keep_abilities(tuned.model, before, probe, most_loss)
+        if kept.low >= -most_loss:
+            return tuned, {"levers": levers, "adapter_scale": kept.scale, "retention": round(kept.change, 4)}
+        by = f" by {' and '.join(levers)}" if levers else ""
+        lost.append(f"the {kept.what} down to {kept.low:+.4f} at {kept.scale:g}{by}")
+        log.info("the base's abilities are lost: %s", lost[-1])
+    raise TrainingFailed(
+        f"the base's abilities are lost: on {probe.name} {', '.join(lost)}, and gate.retention.most_loss is"
+        f" {most_loss}: train less (epochs, learning_rate, lora.layers), or allow more"
+    )
+
+
+def _tried(training: Training, levers: Sequence[str]) -> Training:
+    """The training with these levers. It has a checkpoint of its own: one that is through is not done again."""
+    options, checkpoint = levered(training.options, levers), training.checkpoint
+    if checkpoint is not None:
+        checkpoint = checkpoint.with_stem(f"{checkpoint.stem}-{len(levers)}")
+    return msgspec.structs.replace(training, options=options, checkpoint=checkpoint)
+
+
+def _train_together(training: Training) -> Made:
+    """Train, and have all other ranks take part."""
+    Ranks().shared(training)
+    return _train(training)
+
+
+def _train(training: Training) -> Made:
     options, start, model = training.options, training.start, _load(training, training.options.quantize)
     if isinstance(model, Generator) and training.output.one_of_classes:
         return fine_tune_preference(

@@ -62,7 +62,7 @@ class Trainer:
         self._tracking = Tracking(config.mlflow)
         self._store = config.model_store
         self._probes = {
-            contract.stream: read_probe(contract.gate.retention.probe)
+            contract.stream: read_probe(contract.gate.retention.probe, contract.output.task)
             for contract in contracts.values()
             if contract.gate.retention is not None
         }
@@ -196,7 +196,7 @@ class Trainer:
             learned_until=selection.until,
             digest=digest,
             state="trained" if digest else "failed",
-            reason=failure or f"frozen{_kept(frozen)}; the next sealed window judges it",
+            reason=failure or f"{'; '.join(filter(None, ['frozen', frozen.kept]))}; the next sealed window judges it",
             seconds=round(time.monotonic() - started, 3),
             cpu_seconds=round(time.process_time() - cpu_started, 3),
             retention=frozen.retention,
@@ -297,14 +297,6 @@ class Trainer:
                 self._loaded.pop(next(iter(self._loaded)))
             self._loaded[bundle] = Predictor.load(self._store / bundle, self._config)
         return self._loaded[bundle]
-
-
-def _kept(manifest: Manifest) -> str:
-    """For people: what the probe said of a model, if there is one."""
-    if manifest.retention is None:
-        return ""
-    scaled = f" with its adapter at {manifest.adapter_scale}" if manifest.adapter_scale < 1 else ""
-    return f"; on the probe {manifest.retention:+.4f} against the base{scaled}"
 
 
 def _run_id(stream: str, version: int, parent: str, windows: Sequence[int]) -> str:

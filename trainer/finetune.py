@@ -3,6 +3,7 @@
     adapter.py     what learns, and the states that never change: computed once for each row
     probe.py       the head from which training starts
     learner.py     what the loop trains: adapter and head
+    distill.py     general text beside the rows, answered as the base does
     loop.py        epochs, steps, early stopping
     checkpoint.py  where it stands, so that a killed training goes on
     memory.py      batches in pieces when memory runs out
@@ -31,7 +32,8 @@ from accrual.output import Output
 from accrual.scores import truth_of
 from trainer.adapter import States, adapt, frozen_states, starting_at, take_over
 from trainer.checkpoint import Checkpoint, key_of
-from trainer.learner import Classifier, Rows, counts_of, watched_of
+from trainer.distill import Distilled, General
+from trainer.learner import Classifier, Learner, Rows, counts_of, watched_of
 from trainer.loop import Loop
 from trainer.precision import Precision
 from trainer.probe import probe
@@ -103,6 +105,7 @@ def fine_tune(
     truth = truth.float() if output.each else truth
     counts = counts_of(weights, len(labels)).to(device)
     first = adapt(encoder, training.lora)
+    general = General(encoder, first, len(labels)) if training.distill else None
     warm = start is not None and take_over(encoder, start.adapter)
     tokens = encoder.tokenize(encoder.texts_of(texts))
     states, vectors = _frozen(encoder, tokens, first)
@@ -112,7 +115,10 @@ def fine_tune(
     head = probe(vectors[learned], truth[learned], counts[learned], blank, seed, len(classes) if warm else 0)
     rows = Rows(tokens, states, truth, counts, encoder.texts_a_row)
     with starting_at(encoder.model, first, training.gradient_checkpointing) as begin:
-        loop = Loop(Classifier(encoder, head, rows, begin, watched), training, seed)
+        learner: Learner = Classifier(encoder, head, rows, begin, watched)
+        if general is not None:
+            learner = Distilled(learner, general, begin, training.distill)
+        loop = Loop(learner, training, seed)
         loop.run(Checkpoint(checkpoint, key) if checkpoint else None)
     return Tuned(
         encoder,

@@ -14,7 +14,8 @@ from accrual.errors import TrainingFailed
 from accrual.generator import Generator
 from trainer.adapter import adapt, frozen_states, starting_at, take_over
 from trainer.checkpoint import Checkpoint, key_of
-from trainer.learner import Writer, counts_of, watched_of
+from trainer.distill import Distilled, General
+from trainer.learner import Learner, Writer, counts_of, watched_of
 from trainer.loop import Loop
 from trainer.precision import Precision
 from trainer.ranks import Ranks
@@ -53,6 +54,7 @@ def fine_tune_text(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generator.model.to(device)
     first = adapt(generator, training.lora)
+    general = General(generator, first, len(prompts)) if training.distill else None
     warm = start is not None and take_over(generator, start)
     rows = generator.written(prompts, completions)
     mine, lengths = Ranks().mine(range(len(rows))), [len(row.tokens) for row in rows]
@@ -63,6 +65,9 @@ def fine_tune_text(
     states = frozen_states(generator.model, lengths, mine, first, forward)
     counts, watched = counts_of(weights, len(rows)).to(device), watched_of(len(rows), training)
     with starting_at(generator.model, first, training.gradient_checkpointing) as begin:
-        loop = Loop(Writer(generator, rows, states, counts, begin, watched), training, seed)
+        learner: Learner = Writer(generator, rows, states, counts, begin, watched)
+        if general is not None:
+            learner = Distilled(learner, general, begin, training.distill)
+        loop = Loop(learner, training, seed)
         loop.run(Checkpoint(checkpoint, key) if checkpoint else None)
     return TunedText(generator, "champion" if warm else "base", loop.position.precision)

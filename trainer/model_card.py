@@ -9,6 +9,7 @@ import yaml
 from accrual.bundle import Manifest
 from accrual.calibrator import Calibrator
 from accrual.contract import Contract
+from trainer.retention import levered
 
 
 def model_card(contract: Contract, manifest: Manifest, classes: Sequence[str], calibrator: Calibrator) -> str:
@@ -22,7 +23,7 @@ def model_card(contract: Contract, manifest: Manifest, classes: Sequence[str], c
         **({"library_name": "peft"} if manifest.version else {}),
     }
     if manifest.version:
-        lora = contract.training.lora
+        lora = levered(contract.training, manifest.levers).lora
         kind = f"Low-rank adapters (rank {lora.rank}) on the top {lora.layers} layers of `{manifest.base}`" + (
             "." if output.writes else ", and a linear head."
         )
@@ -58,6 +59,7 @@ def model_card(contract: Contract, manifest: Manifest, classes: Sequence[str], c
 - Task: {output.task}
 - Classes ({len(classes)}): {", ".join(classes)}
 - Calibration: {calibrator.description}
+- Retention: {manifest.kept or "not measured"}
 
 ## Training data
 

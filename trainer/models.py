@@ -285,6 +285,7 @@ def _facts(config: Config, one: Candidate) -> Mapping[str, Any]:
                 "base": f"{manifest.base} ({manifest.base_digest or 'none needed'})",
                 "snapshot": manifest.snapshot_id,
                 "rows digest": manifest.rows_digest or "-",
+                "retention": manifest.kept or "-",
                 "seed": manifest.seed,
                 "made with": ", ".join(f"{name} {version}" for name, version in manifest.made_with.items()),
             }

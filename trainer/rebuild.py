@@ -65,9 +65,17 @@ def _made(config: Config, store: Path, contract: Contract, manifest: Manifest, s
         return freeze_generation_0(store, key, contract, manifest.base)
     parent = config.model_store / (manifest.parent_digest or "")
     blank = msgspec.structs.replace(
-        manifest, files={}, base_digest=None, start="base", adapter_scale=1.0, retention=None, made_with=made_with()
+        manifest,
+        files={},
+        base_digest=None,
+        start="base",
+        levers=[],
+        adapter_scale=1.0,
+        retention=None,
+        made_with=made_with(),
     )
-    probe = read_probe(contract.gate.retention.probe) if contract.gate.retention is not None else None
+    retention = contract.gate.retention
+    probe = read_probe(retention.probe, contract.output.task) if retention is not None else None
     champion = Champion(Predictor.load(parent, config), parent)
     return make_challenger(store, key, contract, blank, champion, selection, probe, None)
 

@@ -1,45 +1,79 @@
 """Retention: what the base model could do, its adapted copy must still do.
 
-Fine-tuning on one task moves an encoder away from the general sense of sentences. So before it is frozen, a challenger
-is asked how alike the sentences of a **probe** are, pairs of which people have said it. Its answers are the cosines
-of its vectors; what counts is Spearman's correlation (1904) of these with the people's, compared with that of the bare
-base model, which is generation 0's: so small losses do not add up from one generation to the next. The pairs are a
-sample, hence a bound: the lower end of the 95% interval of the difference, by a bootstrap that draws the same pairs for
-both (Efron 1979), must not be below `-gate.retention.most_loss`.
+Fine-tuning on one task moves a model away from what it knew. So before it is frozen, a challenger is asked a **probe**,
+and what it says is compared with what the bare base says, which is generation 0's: so small losses do not add up from
+one generation to the next.
 
-A generator is asked for the sentences themselves: how likely it finds each token of them. The mean of the logarithms
-is that of its perplexity on general text with the sign turned, and bounded in the same way.
+    of an encoder     how alike two sentences are, of pairs of which people have said it. What counts is Spearman's
+                      correlation (1904) of the cosines with these
+    of a generator    how likely it finds each token of texts, and of the answers to instructions. What counts is the
+                      mean of the logarithms over each of the two: that of the perplexity with the sign turned
 
-Where it is, there is a lever. An adapter adds its part to the base's weights; multiplied with less than 1 it keeps more
-of the base and less of the task (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", CVPR,
-arXiv:2109.01903). The largest of `SCALES` that passes is taken.
+The probe is a sample, hence a bound: the lower end of the 95% interval of each difference, by a bootstrap that draws
+the same lines for both models (Efron 1979), must not be below `-gate.retention.most_loss`.
+
+Where it is, there are levers, the cheapest first. An adapter adds its part to the base's weights; multiplied with less
+than 1 it keeps more of the base and less of the task (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models",
+CVPR, arXiv:2109.01903). The largest of `SCALES` that passes is taken. Where none does, the model is trained again with
+one of `LEVERS` more, and again scaled if need be.
 """
 
 from __future__ import annotations
 
 import csv
 import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from accrual.contract import Training
 from accrual.encoder import Encoder
-from accrual.errors import ContractError, TrainingFailed
+from accrual.errors import ContractError
 from accrual.generator import Generator
+from accrual.output import WRITES, Task
 
 log = logging.getLogger(__name__)
 
 SCALES = (1.0, 0.7, 0.5, 0.35)
 RESAMPLES = 500
-FEWEST_PAIRS = 50
-_NAMED = {"stsb": Path(__file__).parent / "probes" / "stsb.csv"}
+FEWEST = 50
+DISTILL = 10.0
+_PROBES = Path(__file__).parent / "probes"
+_PAIRS = {"stsb": _PROBES / "stsb.csv"}
+_TEXTS = {"writing": _PROBES / "writing.csv"}
 
 
-class Probe(msgspec.Struct, frozen=True):
-    """Pairs of sentences, and how alike people find them."""
+def _distilling(training: Training) -> Training:
+    return msgspec.structs.replace(training, distill=training.distill or DISTILL)
+
+
+def _fewer_layers(training: Training) -> Training:
+    lora = msgspec.structs.replace(training.lora, layers=max(1, training.lora.layers - 1))
+    return msgspec.structs.replace(training, lora=lora)
+
+
+def _lower_rank(training: Training) -> Training:
+    """With `alpha` as well: what an adapter's product is multiplied by stays."""
+    lora = msgspec.structs.replace(
+        training.lora, rank=max(1, training.lora.rank // 2), alpha=max(1, training.lora.alpha // 2)
+    )
+    return msgspec.structs.replace(training, lora=lora)
+
+
+LEVERS: Mapping[str, Callable[[Training], Training]] = {
+    "distillation": _distilling,
+    "a layer less": _fewer_layers,
+    "half the rank": _lower_rank,
+}
+
+
+class Likeness(msgspec.Struct, frozen=True):
+    """A probe of encoders: pairs of sentences, and how alike people find them."""
 
     name: str
     first: list[str]
@@ -47,65 +81,127 @@ class Probe(msgspec.Struct, frozen=True):
     similarity: NDArray[np.float64]
 
 
-def read_probe(name: str) -> Probe:
-    """A named probe, or a CSV file of sentence, sentence, similarity, with or without a line of headings.
+class Writing(msgspec.Struct, frozen=True):
+    """A probe of generators: instructions and their answers, and texts, which have an empty prompt."""
+
+    name: str
+    prompts: list[str]
+    completions: list[str]
+
+
+Probe = Likeness | Writing
+
+
+class Kept(NamedTuple):
+    """What an adapter at `scale` changed of the base's abilities, in the one that suffers most: `low` is the lower end
+    of the change's 95% interval.
+    """
+
+    scale: float
+    what: str
+    change: float
+    low: float
+
+
+def read_probe(name: str, task: Task) -> Probe:
+    """A named probe, or a CSV file, with or without a line of headings: of sentence, sentence, similarity or, where the
+    model writes, of prompt, completion.
 
     Raises ContractError when it cannot be read or is too small to say anything.
     """
-    path = _NAMED.get(name, Path(name))
+    if task in WRITES:
+        return _texts(name, _lines(name, _TEXTS, "prompt,completion", 2))
+    lines = _lines(name, _PAIRS, "sentence,sentence,similarity", 3)
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            lines = list(csv.reader(file))
         rows = [(first, second, float(similarity)) for first, second, similarity in lines[_has_headings(lines) :]]
-    except OSError as exc:
-        named = ", ".join(_NAMED)
+    except ValueError as exc:
+        raise ContractError(f"gate.retention.probe: {name}: a similarity is no number: {exc}") from exc
+    if len(rows) < FEWEST:
+        raise ContractError(f"gate.retention.probe: {name} has {len(rows)} pairs; give at least {FEWEST}")
+    first, second, similarity = zip(*rows, strict=True)
+    return Likeness(name, list(first), list(second), np.array(similarity))
+
+
+def _texts(name: str, lines: list[list[str]]) -> Writing:
+    rows = lines[1:] if lines[:1] == [["prompt", "completion"]] else lines
+    asked = sum(bool(prompt) for prompt, _ in rows)
+    if any(0 < count < FEWEST for count in (asked, len(rows) - asked)) or not rows:
         raise ContractError(
-            f"gate.retention.probe: '{name}' is none of {named}, and as a file it cannot be read: {exc.strerror}"
+            f"gate.retention.probe: {name} has {len(rows) - asked} texts and {asked} instructions: give at least"
+            f" {FEWEST} of a kind, or none"
+        )
+    return Writing(name, [prompt for prompt, _ in rows], [completion for _, completion in rows])
+
+
+def _lines(name: str, named: Mapping[str, Path], columns: str, count: int) -> list[list[str]]:
+    """The lines of a probe's file."""
+    try:
+        with named.get(name, Path(name)).open(encoding="utf-8", newline="") as file:
+            lines = list(csv.reader(file))
+    except OSError as exc:
+        raise ContractError(
+            f"gate.retention.probe: '{name}' is none of {', '.join(named)}, and as a file it cannot be read:"
+            f" {exc.strerror}"
         ) from exc
     except (ValueError, csv.Error) as exc:
-        raise ContractError(
-            f"gate.retention.probe: {path}: a line is not `sentence,sentence,similarity` with a number: {exc}"
-        ) from exc
-    if len(rows) < FEWEST_PAIRS:
-        raise ContractError(f"gate.retention.probe: {path} has {len(rows)} pairs; give at least {FEWEST_PAIRS}")
-    first, second, similarity = zip(*rows, strict=True)
-    return Probe(name, list(first), list(second), np.array(similarity))
+        raise ContractError(f"gate.retention.probe: {name} is no CSV file: {exc}") from exc
+    if any(len(line) != count for line in lines):
+        raise ContractError(f"gate.retention.probe: {name}: a line is not `{columns}`")
+    return lines
 
 
-def keep_abilities(
-    model: Encoder | Generator, base: Encoder | Generator, probe: Probe, most_loss: float
-) -> tuple[float, float]:
-    """Leave the model's adapter at the largest scale that keeps the base's abilities; that scale, and the change.
+def levered(training: Training, levers: Sequence[str]) -> Training:
+    """What a training is with some of `LEVERS`."""
+    for lever in levers:
+        training = LEVERS[lever](training)
+    return training
 
-    The change is of the rank correlation on the probe or, of a generator, of the log-likelihood of a token. Raises
-    TrainingFailed when no scale keeps them.
+
+def attempts(training: Training) -> Iterator[list[str]]:
+    """The levers of each training that is tried, cheapest first: none, then one more each time. One that has nothing to
+    change is left out.
     """
-    writes = isinstance(model, Generator)
-    what = "log-likelihood of a token" if writes else "correlation"
-    before = ability(base, probe)
-    said = []
+    levers: list[str] = []
+    yield levers
+    for lever in LEVERS:
+        if levered(training, [*levers, lever]) != levered(training, levers):
+            levers = [*levers, lever]
+            yield levers
+
+
+def keep_abilities(model: Encoder | Generator, before: NDArray[np.float64], probe: Probe, most_loss: float) -> Kept:
+    """Leave the model's adapter at the largest scale that keeps the base's abilities, or at the smallest if none does
+    (then `low` is below `-most_loss`). `before`: what the base says of the probe.
+    """
     for scale in SCALES:
         scale_adapter(model, scale)
-        now = ability(model, probe)
-        change, low = kept(before, now) if writes else retained(probe, before, now)
-        log.info("%s: %s %+.4f (at least %+.4f) with the adapter at %g", probe.name, what, change, low, scale)
-        if low >= -most_loss:
-            return scale, round(change, 4)
-        said.append(f"{low:+.4f} at {scale:g}")
-    raise TrainingFailed(
-        f"the base's abilities are lost: on {probe.name} the {what} may have changed by {', '.join(said)}, and"
-        f" gate.retention.most_loss is {most_loss}: train less (epochs, learning_rate, lora.layers), or allow more"
-    )
+        worst = min((Kept(scale, *one) for one in _changes(probe, before, ability(model, probe))), key=lambda k: k.low)
+        log.info("%s: %s %+.4f (at least %+.4f) with the adapter at %g", probe.name, *worst[1:], scale)
+        if worst.low >= -most_loss:
+            break
+    return worst
 
 
 def ability(model: Encoder | Generator, probe: Probe) -> NDArray[np.float64]:
-    """What a model says of the probe: of each pair how alike its sentences are, or of each sentence how likely a token
-    of it is, as the logarithm.
+    """What a model says of each line of the probe: how alike the sentences are, or the mean logarithm of how likely a
+    token of the completion is.
     """
-    if isinstance(model, Encoder):
+    if isinstance(model, Encoder) and isinstance(probe, Likeness):
         return cosines(model, probe)
-    sentences = sorted({*probe.first, *probe.second})
-    return np.asarray(-model.log_losses(model.written([""] * len(sentences), sentences))[0])
+    if isinstance(model, Generator) and isinstance(probe, Writing):
+        return np.asarray(-model.log_losses(model.written(probe.prompts, probe.completions))[0])
+    raise TypeError(f"{type(probe).__name__} is no probe of a {type(model).__name__}")
+
+
+def _changes(probe: Probe, base: NDArray[np.float64], model: NDArray[np.float64]) -> Iterator[tuple[str, float, float]]:
+    """What is measured, its change, and the lower end of the change's 95% interval."""
+    if isinstance(probe, Likeness):
+        yield "correlation", *retained(probe, base, model)
+        return
+    asked = np.array([bool(prompt) for prompt in probe.prompts])
+    for what, lines in (("text", ~asked), ("answers to instructions", asked)):
+        if lines.any():
+            yield f"log-likelihood of {what}", *kept(base[lines], model[lines])
 
 
 def kept(base: NDArray[np.float64], model: NDArray[np.float64]) -> tuple[float, float]:
@@ -115,13 +211,13 @@ def kept(base: NDArray[np.float64], model: NDArray[np.float64]) -> tuple[float, 
     return float(differences.mean()), float(np.quantile(differences[drawn].mean(axis=1), 0.025))
 
 
-def cosines(encoder: Encoder, probe: Probe) -> NDArray[np.float64]:
+def cosines(encoder: Encoder, probe: Likeness) -> NDArray[np.float64]:
     """How alike an encoder finds the sentences of each pair, -1 to 1."""
     first, second = encoder.embed(probe.first), encoder.embed(probe.second)
     return np.asarray((first.astype(np.float64) * second).sum(axis=1), dtype=np.float64)
 
 
-def retained(probe: Probe, base: NDArray[np.float64], model: NDArray[np.float64]) -> tuple[float, float]:
+def retained(probe: Likeness, base: NDArray[np.float64], model: NDArray[np.float64]) -> tuple[float, float]:
     """The model's rank correlation less the base's, and the lower end of its 95% interval. The same each time."""
     pairs = len(probe.similarity)
     drawn = np.random.default_rng(pairs).integers(pairs, size=(RESAMPLES, pairs))

@@ -151,3 +151,19 @@ def test_rows_that_cannot_be_read_are_no_empty_set(bundle: Path) -> None:
     (bundle / ROWS).write_bytes(b"not parquet")
     with pytest.raises(BundleError, match=r"rows\.parquet cannot be read"):
         lineage(bundle.parent, bundle.name)
+
+
+@pytest.mark.parametrize(
+    ("levers", "scale", "retention", "said"),
+    [
+        ([], 1.0, None, ""),
+        ([], 1.0, -0.0012, "-0.0012 on the probe against the base"),
+        ([], 0.5, -0.01, "-0.0100 on the probe against the base, by the adapter at 0.5"),
+        (["distillation"], 0.7, 0.002, "+0.0020 on the probe against the base, by distillation and the adapter at 0.7"),
+    ],
+)
+def test_a_manifest_says_what_was_kept_of_the_base_and_by_what(
+    levers: list[str], scale: float, retention: float | None, said: str
+) -> None:
+    manifest = msgspec.structs.replace(FACTS, levers=levers, adapter_scale=scale, retention=retention)
+    assert manifest.kept == said

@@ -28,7 +28,7 @@ from examples.case import Case
 from trainer.challenger import Champion, make_challenger
 from trainer.examine import examine
 from trainer.freeze import freeze_generation_0, made_with
-from trainer.retention import Probe, read_probe
+from trainer.retention import Probe, Writing, read_probe
 from trainer.select import ROW_COLUMNS, Selection
 from trainer.weigh import Row
 
@@ -126,10 +126,11 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Made:
     contract = CONTRACTS["restaurant-texts"]
     lora = msgspec.structs.replace(contract.training.lora, layers=2)
     training = msgspec.structs.replace(contract.training, epochs=2, lora=lora)
-    gate = msgspec.structs.replace(contract.gate, retention=Retention("stsb", 0.5))
+    gate = msgspec.structs.replace(contract.gate, retention=Retention("writing", 0.5))
     contract = msgspec.structs.replace(contract, training=training, gate=gate)
-    whole = read_probe("stsb")
-    probe = Probe("stsb", whole.first[::60], whole.second[::60], whole.similarity[::60])
+    whole = read_probe("writing", "text")
+    assert isinstance(whole, Writing)
+    probe = Writing("writing", whole.prompts[::20], whole.completions[::20])
     return make(tmp_path_factory.mktemp("texts"), contract, restaurant_texts.cases(contract, 40, 3), 24, 4, probe)
 
 
