@@ -27,12 +27,13 @@ from trainer.freeze import freeze
 from trainer.ranks import Ranks
 from trainer.retention import Probe, keep_abilities
 from trainer.select import Selection
+from trainer.shard import make_whole
 
 log = logging.getLogger(__name__)
 
 
 class Training(msgspec.Struct, frozen=True):
-    """What a training is made of, for every process that takes part in it."""
+    """What a training is made of, for every process that takes part in it; `sharded`: each holds a part of the base."""
 
     base: str
     options: Options
@@ -45,6 +46,7 @@ class Training(msgspec.Struct, frozen=True):
     seed: int
     start: Start | None
     checkpoint: Path | None
+    sharded: bool
 
 
 class Champion(msgspec.Struct, frozen=True):
@@ -63,6 +65,7 @@ def make_challenger(
     selection: Selection,
     probe: Probe | None,
     checkpoint: Path | None,
+    sharded: bool = False,
 ) -> str:
     """Train on the earlier rows, keep the base's abilities, calibrate on the latest rows, freeze; the bundle's digest.
 
@@ -82,9 +85,12 @@ def make_challenger(
         seed=manifest.seed,
         start=_start(contract, champion, selection),
         checkpoint=checkpoint,
+        sharded=sharded,
     )
     Ranks().shared(training)
     tuned = _train(training)
+    if sharded:
+        make_whole(tuned.model, _load(training), options.lora)
     manifest = msgspec.structs.replace(
         manifest, start=tuned.start, made_with=manifest.made_with | {"precision": tuned.precision}
     )
@@ -127,6 +133,7 @@ def _train(training: Training) -> Tuned | TunedText:
             weights=training.weights,
             start=start.adapter if start is not None else None,
             checkpoint=training.checkpoint,
+            sharded=training.sharded,
         )
     return fine_tune(
         model,
@@ -139,6 +146,7 @@ def _train(training: Training) -> Tuned | TunedText:
         start=start,
         checkpoint=training.checkpoint,
         output=training.output,
+        sharded=training.sharded,
     )
 
 

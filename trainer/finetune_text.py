@@ -18,6 +18,7 @@ from trainer.learner import Writer, counts_of, watched_of
 from trainer.loop import Loop
 from trainer.precision import Precision
 from trainer.ranks import Ranks
+from trainer.shard import shard
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ def fine_tune_text(
     weights: Sequence[float] | None = None,
     start: Path | None = None,
     checkpoint: Path | None = None,
+    sharded: bool = False,
 ) -> TunedText:
     """Train on rows of prompt and completion, oldest first; only the completions' tokens are learned.
 
@@ -51,18 +53,20 @@ def fine_tune_text(
     begun_at = start.parent.name if start else None
     key = key_of(generator.model, prompts, completions, training, seed, weights, begun_at) if checkpoint else ""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    generator.model.to(device)
     first = adapt(generator, training.lora)
     warm = start is not None and take_over(generator, start)
+    if sharded:
+        shard(generator.model, device)
+    generator.model.to(device)
     rows = generator.written(prompts, completions)
     mine, lengths = Ranks().mine(range(len(rows))), [len(row.tokens) for row in rows]
 
     def forward(some: list[int]) -> None:
         generator.states_before([rows[row] for row in some])
 
-    states = frozen_states(generator.model, lengths, mine, first, forward)
+    states = frozen_states(generator.model, lengths, mine, first, forward, sharded)
     counts, watched = counts_of(weights, len(rows)).to(device), watched_of(len(rows), training)
     with starting_at(generator.model, first, training.gradient_checkpointing) as begin:
-        loop = Loop(Writer(generator, rows, states, counts, begin, watched), training, seed)
+        loop = Loop(Writer(generator, rows, states, counts, begin, watched), training, seed, sharded)
         loop.run(Checkpoint(checkpoint, key) if checkpoint else None)
     return TunedText(generator, "champion" if warm else "base", loop.position.precision)
