@@ -127,27 +127,29 @@ class Loop:
         """What this rank's rows of a batch add to the loss and the gradient of a step of `count` rows."""
         loss, gradients = 0.0, [torch.zeros_like(parameter) for parameter in self._trained]
 
-        def compute(rows: list[int], counted: float) -> None:
+        def compute(rows: list[int], counted: bool) -> None:
             nonlocal loss
-            of_rows = counted * self._learner.loss(rows, self.position.precision) / count
-            # Into tensors of its own: when memory runs out half-way, nothing has been added.
-            for gradient, part in zip(gradients, torch.autograd.grad(of_rows, self._trained), strict=True):
-                gradient += part
-            loss += of_rows.item()
+            of_rows = self._learner.loss(rows, self.position.precision) / count
+            parts = torch.autograd.grad(of_rows, self._trained)
+            if counted:  # into tensors of its own: when memory runs out half-way, nothing has been added
+                for gradient, part in zip(gradients, parts, strict=True):
+                    gradient += part
+                loss += of_rows.item()
 
         self._on_mine(group, compute)
         return loss, gradients
 
-    def _on_mine(self, group: Sequence[int], work: Callable[[list[int], float], None]) -> None:
-        """Call `work` with this rank's rows of a batch and 1, in pieces as memory has room.
+    def _on_mine(self, group: Sequence[int], work: Callable[[list[int], bool], None]) -> None:
+        """Call `work` with this rank's rows of a batch, in pieces as memory has room, and that they are counted.
 
-        A rank that has none and must keep in step does it on a row of another's, which is counted 0 times.
+        A rank that has none and must keep in step does it on a row of another's, which is not counted: nor could it be,
+        for this rank does not have the states that enter the layers that learn.
         """
         mine = self._ranks.mine(group)
         if mine:
-            self._budget.spend(mine, self._lengths, lambda rows: work(rows, 1.0))
+            self._budget.spend(mine, self._lengths, lambda rows: work(rows, True))
         elif self._in_step:
-            work([group[0]], 0.0)
+            work([group[0]], False)
 
     def _note(self, loss: float) -> None:
         """Raises TrainingFailed for a loss that is no number, or has grown beyond what chance explains."""
@@ -177,8 +179,10 @@ class Loop:
     def _watched_loss(self) -> float:
         total = torch.zeros(1, device=self._learner.device)
 
-        def compute(rows: list[int], counted: float) -> None:
-            total.add_(counted * self._learner.loss(rows, self.position.precision))
+        def compute(rows: list[int], counted: bool) -> None:
+            loss = self._learner.loss(rows, self.position.precision)
+            if counted:
+                total.add_(loss)
 
         with torch.no_grad():
             for group in batches(self._lengths[self._learned :]):

@@ -28,13 +28,13 @@ from trainer.ranks import Ranks
 
 def check_shard(contracts: Mapping[str, Contract]) -> None:
     """Raises ConfigError when there is nothing to share layers with, or a contract has them in fewer bits."""
+    for stream, contract in contracts.items():
+        if contract.training.quantize is not None:
+            raise ConfigError(f"{stream}: training.quantize and trainer.shard exclude each other: take one of them out")
     if Ranks().world == 1:
         raise ConfigError(
             "trainer.shard needs several processes, and this one is alone: torchrun --nproc-per-node 2 -m trainer"
         )
-    for stream, contract in contracts.items():
-        if contract.training.quantize is not None:
-            raise ConfigError(f"{stream}: training.quantize and trainer.shard exclude each other: take one of them out")
 
 
 def shard(model: Any, device: torch.device) -> None:
