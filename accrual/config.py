@@ -75,6 +75,12 @@ class Registry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     url: str = ""
 
 
+class Trainer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the trainer uses the machine. `shard`: of the processes that train together each holds a part of the base."""
+
+    shard: bool = False
+
+
 class Mlflow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where training runs are logged beside the ledger; an empty `tracking_uri` means nowhere.
 
@@ -93,6 +99,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lake: Lake = msgspec.field(default_factory=Lake)
     models: Models = msgspec.field(default_factory=Models)
     registry: Registry = msgspec.field(default_factory=Registry)
+    trainer: Trainer = msgspec.field(default_factory=Trainer)
     mlflow: Mlflow = msgspec.field(default_factory=Mlflow)
     pii: Pii = msgspec.field(default_factory=Pii)
     state: str = ".accrual"
@@ -134,7 +141,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "ACCRUAL_STATE": str(self.state_dir),
             "ACCRUAL_CONTRACTS": str(Path(self.contracts).absolute()),
         }
-        for section in ("kafka", "topics", "lake", "models", "mlflow", "pii"):
+        for section in ("kafka", "topics", "lake", "models", "trainer", "mlflow", "pii"):
             for key, value in msgspec.to_builtins(getattr(self, section)).items():
                 if key != "client":
                     env[f"ACCRUAL_{section}_{key}".upper()] = (

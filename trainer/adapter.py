@@ -24,6 +24,7 @@ from accrual.encoder import Encoder, batch_tokens, batches
 from accrual.errors import TrainingFailed
 from accrual.generator import Generator
 from trainer.memory import Budget
+from trainer.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
@@ -123,14 +124,21 @@ class States:
 
 
 def frozen_states(
-    model: Any, lengths: Sequence[int], mine: Sequence[int], first: int, forward: Callable[[list[int]], None]
+    model: Any,
+    lengths: Sequence[int],
+    mine: Sequence[int],
+    first: int,
+    forward: Callable[[list[int]], None],
+    in_step: bool = False,
 ) -> States:
     """For each text of so many tokens the states that enter layer `first`, if it is among `mine`.
 
-    `forward` passes some of the texts through the model, and does besides with the result what it likes.
+    `forward` passes some of the texts through the model, and does besides with the result what it likes. In step with
+    other ranks (`shard.py`) it is called as often as on any of them: with texts of before again or, where none is
+    `mine`, with the first of all.
     """
     states = States(lengths, model.config.hidden_size, model.device)
-    budget, entering = Budget(batch_tokens(model.device)), list[torch.Tensor]()
+    budget, entering = Budget(batch_tokens(model.device), in_step), list[torch.Tensor]()
     hook = layers_of(model)[first].register_forward_pre_hook(lambda _, given: entering.append(given[0]))
 
     def compute(texts: list[int]) -> None:
@@ -138,10 +146,14 @@ def frozen_states(
         forward(texts)
         states.keep(texts, entering[0])
 
+    groups = [[mine[at] for at in group] for group in batches([lengths[text] for text in mine], budget.tokens)]
+    if in_step:
+        again = groups[0] if groups else [0]
+        groups += [again] * (Ranks().most(len(groups)) - len(groups))
     try:
         with torch.no_grad():
-            for group in batches([lengths[text] for text in mine], budget.tokens):
-                budget.spend([mine[at] for at in group], lengths, compute)
+            for group in groups:
+                budget.spend(group, lengths, compute)
     finally:
         hook.remove()
     return states

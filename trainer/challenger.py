@@ -29,6 +29,7 @@ from trainer.freeze import freeze
 from trainer.ranks import Ranks
 from trainer.retention import Probe, ability, attempts, keep_abilities, levered
 from trainer.select import Selection
+from trainer.shard import make_whole
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ Made = Tuned | TunedText | TunedPreference
 
 
 class Training(msgspec.Struct, frozen=True):
-    """What a training is made of, for every process that takes part in it."""
+    """What a training is made of, for every process that takes part in it; `sharded`: each holds a part of the base."""
 
     base: str
     options: Options
@@ -49,6 +50,7 @@ class Training(msgspec.Struct, frozen=True):
     seed: int
     start: Start | None
     checkpoint: Path | None
+    sharded: bool
 
 
 class Champion(msgspec.Struct, frozen=True):
@@ -67,6 +69,7 @@ def make_challenger(
     selection: Selection,
     probe: Probe | None,
     checkpoint: Path | None,
+    sharded: bool = False,
 ) -> str:
     """Train on the earlier rows, keep the base's abilities, calibrate on the latest rows, freeze; the bundle's digest.
 
@@ -86,6 +89,7 @@ def make_challenger(
         seed=manifest.seed,
         start=_start(contract, champion, selection),
         checkpoint=checkpoint,
+        sharded=sharded,
     )
     if contract.gate.retention is None or probe is None:
         tuned = _train_together(training)
@@ -150,7 +154,10 @@ def _tried(training: Training, levers: Sequence[str]) -> Training:
 def _train_together(training: Training) -> Made:
     """Train, and have all other ranks take part."""
     Ranks().shared(training)
-    return _train(training)
+    made = _train(training)
+    if training.sharded:
+        make_whole(made.model, _load(training), training.options.lora)
+    return made
 
 
 def _train(training: Training) -> Made:
@@ -166,6 +173,7 @@ def _train(training: Training) -> Made:
             weights=training.weights,
             start=start.adapter if start is not None else None,
             checkpoint=training.checkpoint,
+            sharded=training.sharded,
         )
     if isinstance(model, Generator):
         return fine_tune_text(
@@ -177,6 +185,7 @@ def _train(training: Training) -> Made:
             weights=training.weights,
             start=start.adapter if start is not None else None,
             checkpoint=training.checkpoint,
+            sharded=training.sharded,
         )
     return fine_tune(
         model,
@@ -189,6 +198,7 @@ def _train(training: Training) -> Made:
         start=start,
         checkpoint=training.checkpoint,
         output=training.output,
+        sharded=training.sharded,
     )
 
 

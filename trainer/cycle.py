@@ -39,6 +39,7 @@ from trainer.plan import gather, plan_of, rises_of
 from trainer.publish import Ledger
 from trainer.retention import read_probe
 from trainer.select import LAKE_MEMORY, Selection, Window, rows_of, sealed_windows, select
+from trainer.shard import check_shard
 from trainer.tracking import Tracking
 from trainer.triggers import Facts
 
@@ -52,9 +53,11 @@ class Trainer:
     """Runs the cycles of all streams that have a contract, one step at a time."""
 
     def __init__(self, config: Config, contracts: Mapping[str, Contract], ledger: Ledger) -> None:
-        """Raises SigningKeyError when the signing key cannot be used, ContractError when a probe cannot be read, and
-        NotHere when MLflow is wanted and missing.
+        """Raises SigningKeyError when the signing key cannot be used, ContractError when a probe cannot be read,
+        NotHere when MLflow is wanted and missing, and ConfigError when the base cannot be sharded.
         """
+        if config.trainer.shard:
+            check_shard(contracts)
         self._config = config
         self._contracts = contracts
         self._ledger = ledger
@@ -218,6 +221,7 @@ class Trainer:
             selection,
             self._probes.get(contract.stream),
             checkpoints / f"{manifest.run_id}.safetensors",
+            self._config.trainer.shard,
         )
         shutil.rmtree(checkpoints, ignore_errors=True)
         return digest

@@ -50,7 +50,7 @@ class General:
     its answers.
     """
 
-    def __init__(self, model: Encoder | Generator, first: int, rows: int) -> None:
+    def __init__(self, model: Encoder | Generator, first: int, rows: int, in_step: bool) -> None:
         """As many sentences as `rows` rows bring, of those there are. `model` still answers as the bare base does."""
         sentences = _SENTENCES.read_text(encoding="utf-8").splitlines()[: 1 + rows // EVERY]
         self.read: _Read = _Embedded(model, sentences) if isinstance(model, Encoder) else _Continued(model, sentences)
@@ -60,7 +60,7 @@ class General:
             sizes = [self.read.sizes[row] for row in some]
             self.base.update(zip(some, torch.split(self.read.answers(some), sizes), strict=True))
 
-        self.states = frozen_states(model.model, self.read.lengths, range(len(sentences)), first, forward)
+        self.states = frozen_states(model.model, self.read.lengths, range(len(sentences)), first, forward, in_step)
 
 
 class Distilled:
@@ -79,11 +79,15 @@ class Distilled:
         self.device = learner.device
 
     def loss(self, rows: Sequence[int], precision: Precision) -> torch.Tensor:
-        """That of the rows and of the sentences they bring; a row that is only watched brings none."""
-        loss = self._learner.loss(rows, precision)
-        learned, sentences = len(self.lengths) - self.watched, len(self._general.base)
-        brought = [row // EVERY % sentences for row in rows if row < learned and row % EVERY == 0]
-        return loss + self._weight * self._departure(brought, precision) if brought else loss
+        """That of the rows and of the sentences they bring; rows that are only watched bring none.
+
+        Rows that learn and bring none ask one all the same, for nothing: ranks that go in step make as many passes.
+        """
+        loss, sentences = self._learner.loss(rows, precision), len(self._general.base)
+        if rows[0] >= len(self.lengths) - self.watched:
+            return loss
+        brought = [row // EVERY % sentences for row in rows if row % EVERY == 0]
+        return loss + (self._weight if brought else 0.0) * self._departure(brought or [0], precision)
 
     def _departure(self, sentences: Sequence[int], precision: Precision) -> torch.Tensor:
         """How far the answers to the sentences are from the base's: of each the mean, summed."""

@@ -1,5 +1,6 @@
 """Fine-tune: a linear probe first, then low-rank adapters and the head together.
 
+    prepare.py     a copy of the base that can learn
     adapter.py     what learns, and the states that never change: computed once for each row
     probe.py       the head from which training starts
     learner.py     what the loop trains: adapter and head
@@ -9,6 +10,7 @@
     memory.py      batches in pieces when memory runs out
     precision.py   fp32 or bf16, measured
     ranks.py       several processes, one training
+    shard.py       and a base of which each of them holds a part
 
 No dropout, so the one pass that fills the cache of states also gives the vectors for the probe. The same rows and seed
 give the same weights on the same machine.
@@ -30,12 +32,12 @@ from accrual.encoder import Encoder
 from accrual.errors import TrainingFailed
 from accrual.output import Output
 from accrual.scores import truth_of
-from trainer.adapter import States, adapt, frozen_states, starting_at, take_over
+from trainer.adapter import States, frozen_states, starting_at
 from trainer.checkpoint import Checkpoint, key_of
-from trainer.distill import Distilled, General
-from trainer.learner import Classifier, Learner, Rows, counts_of, watched_of
+from trainer.learner import Classifier, Rows, counts_of, watched_of
 from trainer.loop import Loop
 from trainer.precision import Precision
+from trainer.prepare import prepare
 from trainer.probe import probe
 from trainer.ranks import Ranks
 
@@ -78,6 +80,7 @@ def fine_tune(
     start: Start | None = None,
     checkpoint: Path | None = None,
     output: Output = ONE_CLASS,
+    sharded: bool = False,
 ) -> Tuned:
     """Train on rows of text and label, oldest first. `classes` come first, labels that are none of them become
     further ones. `output`: what the labels mean.
@@ -87,7 +90,7 @@ def fine_tune(
     classes `classes` are.
     `checkpoint`: the file in which the state is kept, and from which the same training goes on. Where
     torch.distributed is initialised all ranks call this with the same arguments, share the work and return the same
-    weights.
+    weights. `sharded`: they share the frozen layers too, and the model is returned in parts, for `make_whole`.
 
     Raises TrainingFailed when the rows have fewer than two labels, weights are no weights, the loss is not finite or
     grows, or one row alone does not fit into memory.
@@ -98,39 +101,34 @@ def fine_tune(
     begun_at = start.adapter.parent.name if start else None
     depends_on = (texts, labels, classes, training, seed, weights, begun_at, output, encoder.pair)
     key = key_of(encoder.model, *depends_on) if checkpoint else ""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    encoder.model.to(device)
+    ready = prepare(encoder, len(labels), training, start.adapter if start is not None else None, sharded)
     known = output.known(classes, labels)
-    truth = torch.from_numpy(truth_of(output, labels, known)).to(device)
+    truth = torch.from_numpy(truth_of(output, labels, known)).to(encoder.device)
     truth = truth.float() if output.each else truth
-    counts = counts_of(weights, len(labels)).to(device)
-    first = adapt(encoder, training.lora)
-    general = General(encoder, first, len(labels)) if training.distill else None
-    warm = start is not None and take_over(encoder, start.adapter)
+    counts = counts_of(weights, len(labels)).to(encoder.device)
     tokens = encoder.tokenize(encoder.texts_of(texts))
-    states, vectors = _frozen(encoder, tokens, first)
+    states, vectors = _frozen(encoder, tokens, ready.first, sharded)
     watched = watched_of(len(labels), training)
     learned = slice(0, len(labels) - watched)
-    blank = _blank(encoder, len(known), start if warm else None)
-    head = probe(vectors[learned], truth[learned], counts[learned], blank, seed, len(classes) if warm else 0)
+    blank = _blank(encoder, len(known), start if ready.warm else None)
+    head = probe(vectors[learned], truth[learned], counts[learned], blank, seed, len(classes) if ready.warm else 0)
     rows = Rows(tokens, states, truth, counts, encoder.texts_a_row)
-    with starting_at(encoder.model, first, training.gradient_checkpointing) as begin:
-        learner: Learner = Classifier(encoder, head, rows, begin, watched)
-        if general is not None:
-            learner = Distilled(learner, general, begin, training.distill)
-        loop = Loop(learner, training, seed)
+    with starting_at(encoder.model, ready.first, training.gradient_checkpointing) as begin:
+        loop = Loop(ready.beside(Classifier(encoder, head, rows, begin, watched), begin), training, seed, sharded)
         loop.run(Checkpoint(checkpoint, key) if checkpoint else None)
     return Tuned(
         encoder,
         known,
         head.weight.detach().cpu().numpy(),
         head.bias.detach().cpu().numpy(),
-        "champion" if warm else "base",
+        "champion" if ready.warm else "base",
         loop.position.precision,
     )
 
 
-def _frozen(encoder: Encoder, tokens: Sequence[Sequence[int]], first: int) -> tuple[States, torch.Tensor]:
+def _frozen(
+    encoder: Encoder, tokens: Sequence[Sequence[int]], first: int, sharded: bool
+) -> tuple[States, torch.Tensor]:
     """For each text of this rank the states that enter layer `first`, and for all rows their vectors by now."""
     each, ranks = encoder.texts_a_row, Ranks()
     mine = [each * row + n for row in ranks.mine(range(len(tokens) // each)) for n in range(each)]
@@ -139,9 +137,11 @@ def _frozen(encoder: Encoder, tokens: Sequence[Sequence[int]], first: int) -> tu
     def forward(texts: list[int]) -> None:
         vectors[texts] = encoder.pooled([tokens[text] for text in texts])
 
-    states = frozen_states(encoder.model, [len(text) for text in tokens], mine, first, forward)
-    ranks.add_up([vectors])
-    return states, encoder.joined(vectors)
+    states = frozen_states(encoder.model, [len(text) for text in tokens], mine, first, forward, sharded)
+    every = torch.zeros_like(vectors)
+    every[mine] = vectors[mine]  # not those that were computed to keep in step
+    ranks.add_up([every])
+    return states, encoder.joined(every)
 
 
 def _blank(encoder: Encoder, classes: int, start: Start | None) -> torch.nn.Linear:

@@ -21,11 +21,12 @@ from accrual.contract import Text, Training
 from accrual.errors import TrainingFailed
 from accrual.generator import Generator
 from accrual.scores import indices_of
-from trainer.adapter import adapt, frozen_states, starting_at, take_over
+from trainer.adapter import frozen_states, starting_at
 from trainer.checkpoint import Checkpoint, key_of
 from trainer.learner import Critic, counts_of, watched_of
 from trainer.loop import Loop
 from trainer.precision import Precision
+from trainer.prepare import prepare
 from trainer.ranks import Ranks
 
 
@@ -59,6 +60,7 @@ def fine_tune_preference(
     weights: Sequence[float] | None = None,
     start: Path | None = None,
     checkpoint: Path | None = None,
+    sharded: bool = False,
 ) -> TunedPreference:
     """Train on rows of (prompt, text) or (prompt, text, text), oldest first, and which of the two `classes` each got.
 
@@ -71,10 +73,7 @@ def fine_tune_preference(
     torch.manual_seed(seed)
     begun_at = start.parent.name if start else None
     key = key_of(generator.model, rows, labels, training, seed, weights, begun_at) if checkpoint else ""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    generator.model.to(device)
-    first = adapt(generator, training.lora)
-    warm = start is not None and take_over(generator, start)
+    ready, device = prepare(generator, len(rows), training, start, sharded), generator.device
     texts, each = reward.written(generator, rows), len(rows[0]) - 1
     mine = [each * row + n for row in Ranks().mine(range(len(rows))) for n in range(each)]
     by_base = torch.zeros(len(texts), device=device)
@@ -83,13 +82,13 @@ def fine_tune_preference(
         with generator.model.disable_adapter():
             by_base[some] = generator.log_likelihoods([texts[text] for text in some])
 
-    states = frozen_states(generator.model, [len(text.tokens) for text in texts], mine, first, forward)
+    states = frozen_states(generator.model, [len(text.tokens) for text in texts], mine, ready.first, forward, sharded)
     truth = torch.from_numpy(indices_of(labels, classes)).to(device)
     counts, watched = counts_of(weights, len(rows)).to(device), watched_of(len(rows), training)
-    with starting_at(generator.model, first, training.gradient_checkpointing) as begin:
+    with starting_at(generator.model, ready.first, training.gradient_checkpointing) as begin:
         critic = Critic(generator, texts, states, by_base, truth, counts, training.beta, begin, watched)
-        loop = Loop(critic, training, seed)
+        loop = Loop(ready.beside(critic, begin), training, seed, sharded)
         loop.run(Checkpoint(checkpoint, key) if checkpoint else None)
     bias = np.array([0.0, critic.bias.item()], dtype=np.float32)
-    began: Literal["base", "champion"] = "champion" if warm else "base"
+    began: Literal["base", "champion"] = "champion" if ready.warm else "base"
     return TunedPreference(generator, list(classes), training.beta, bias, None, began, loop.position.precision)

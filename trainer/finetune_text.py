@@ -12,12 +12,12 @@ import torch
 from accrual.contract import Training
 from accrual.errors import TrainingFailed
 from accrual.generator import Generator
-from trainer.adapter import adapt, frozen_states, starting_at, take_over
+from trainer.adapter import frozen_states, starting_at
 from trainer.checkpoint import Checkpoint, key_of
-from trainer.distill import Distilled, General
-from trainer.learner import Learner, Writer, counts_of, watched_of
+from trainer.learner import Writer, counts_of, watched_of
 from trainer.loop import Loop
 from trainer.precision import Precision
+from trainer.prepare import prepare
 from trainer.ranks import Ranks
 
 
@@ -39,6 +39,7 @@ def fine_tune_text(
     weights: Sequence[float] | None = None,
     start: Path | None = None,
     checkpoint: Path | None = None,
+    sharded: bool = False,
 ) -> TunedText:
     """Train on rows of prompt and completion, oldest first; only the completions' tokens are learned.
 
@@ -51,23 +52,17 @@ def fine_tune_text(
     torch.manual_seed(seed)
     begun_at = start.parent.name if start else None
     key = key_of(generator.model, prompts, completions, training, seed, weights, begun_at) if checkpoint else ""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    generator.model.to(device)
-    first = adapt(generator, training.lora)
-    general = General(generator, first, len(prompts)) if training.distill else None
-    warm = start is not None and take_over(generator, start)
+    ready = prepare(generator, len(prompts), training, start, sharded)
     rows = generator.written(prompts, completions)
     mine, lengths = Ranks().mine(range(len(rows))), [len(row.tokens) for row in rows]
 
     def forward(some: list[int]) -> None:
         generator.states_before([rows[row] for row in some])
 
-    states = frozen_states(generator.model, lengths, mine, first, forward)
-    counts, watched = counts_of(weights, len(rows)).to(device), watched_of(len(rows), training)
-    with starting_at(generator.model, first, training.gradient_checkpointing) as begin:
-        learner: Learner = Writer(generator, rows, states, counts, begin, watched)
-        if general is not None:
-            learner = Distilled(learner, general, begin, training.distill)
-        loop = Loop(learner, training, seed)
+    states = frozen_states(generator.model, lengths, mine, ready.first, forward, sharded)
+    counts, watched = counts_of(weights, len(rows)).to(generator.device), watched_of(len(rows), training)
+    with starting_at(generator.model, ready.first, training.gradient_checkpointing) as begin:
+        learner = ready.beside(Writer(generator, rows, states, counts, begin, watched), begin)
+        loop = Loop(learner, training, seed, sharded)
         loop.run(Checkpoint(checkpoint, key) if checkpoint else None)
-    return TunedText(generator, "champion" if warm else "base", loop.position.precision)
+    return TunedText(generator, "champion" if ready.warm else "base", loop.position.precision)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
@@ -48,18 +48,19 @@ class Position(msgspec.Struct):
 
 
 class Loop:
-    """One training, which changes the learner's weights in place."""
+    """One training, which changes the learner's weights in place; `in_step` with other ranks if the base is sharded."""
 
-    def __init__(self, learner: Learner, training: Training, seed: int) -> None:
+    def __init__(self, learner: Learner, training: Training, seed: int, in_step: bool = False) -> None:
         self._learner = learner
         self._training = training
         self._seed = seed
+        self._in_step = in_step
         self._ranks = Ranks()
         self._lengths = learner.lengths
         self._trained = learner.weights
         self._optimizer = torch.optim.AdamW(self._trained, lr=training.learning_rate, weight_decay=0.01)
         self._best: list[torch.Tensor] = []
-        self._budget = Budget()
+        self._budget = Budget(in_step=in_step)
         self.position = Position(precision="fp32", budget=self._budget.tokens)
 
     def run(self, checkpoint: Checkpoint | None) -> None:
@@ -126,18 +127,29 @@ class Loop:
         """What this rank's rows of a batch add to the loss and the gradient of a step of `count` rows."""
         loss, gradients = 0.0, [torch.zeros_like(parameter) for parameter in self._trained]
 
-        def compute(rows: list[int]) -> None:
+        def compute(rows: list[int], counted: bool) -> None:
             nonlocal loss
             of_rows = self._learner.loss(rows, self.position.precision) / count
-            # Into tensors of its own: when memory runs out half-way, nothing has been added.
-            for gradient, part in zip(gradients, torch.autograd.grad(of_rows, self._trained), strict=True):
-                gradient += part
-            loss += of_rows.item()
+            parts = torch.autograd.grad(of_rows, self._trained)
+            if counted:  # into tensors of its own: when memory runs out half-way, nothing has been added
+                for gradient, part in zip(gradients, parts, strict=True):
+                    gradient += part
+                loss += of_rows.item()
 
+        self._on_mine(group, compute)
+        return loss, gradients
+
+    def _on_mine(self, group: Sequence[int], work: Callable[[list[int], bool], None]) -> None:
+        """Call `work` with this rank's rows of a batch, in pieces as memory has room, and that they are counted.
+
+        A rank that has none and must keep in step does it on a row of another's, which is not counted: nor could it be,
+        for this rank does not have the states that enter the layers that learn.
+        """
         mine = self._ranks.mine(group)
         if mine:
-            self._budget.spend(mine, self._lengths, compute)
-        return loss, gradients
+            self._budget.spend(mine, self._lengths, lambda rows: work(rows, True))
+        elif self._in_step:
+            work([group[0]], False)
 
     def _note(self, loss: float) -> None:
         """Raises TrainingFailed for a loss that is no number, or has grown beyond what chance explains."""
@@ -166,14 +178,15 @@ class Loop:
 
     def _watched_loss(self) -> float:
         total = torch.zeros(1, device=self._learner.device)
-        mine = self._ranks.mine(range(self._learned, len(self._lengths)))
 
-        def compute(rows: list[int]) -> None:
-            total.add_(self._learner.loss(rows, self.position.precision))
+        def compute(rows: list[int], counted: bool) -> None:
+            loss = self._learner.loss(rows, self.position.precision)
+            if counted:
+                total.add_(loss)
 
         with torch.no_grad():
-            for group in batches([self._lengths[row] for row in mine]):
-                self._budget.spend([mine[at] for at in group], self._lengths, compute)
+            for group in batches(self._lengths[self._learned :]):
+                self._on_mine([self._learned + at for at in group], compute)
         self._ranks.add_up([total])
         return total.item() / self._learner.watched
 
@@ -194,7 +207,7 @@ class Loop:
         if found is None:
             return False
         tensors, self.position = found
-        self._budget = Budget(self.position.budget)
+        self._budget.tokens = self.position.budget
         for i, parameter in enumerate(self._trained):
             parameter.data.copy_(tensors[f"weight.{i}"])
             self._optimizer.state[parameter] = {

@@ -14,18 +14,25 @@ _SAID_BY_ALLOCATORS = ("out of memory", "can't allocate memory", "not enough mem
 
 
 class Budget:
-    """How many tokens, rows times the longest of them, are computed at once. It only ever falls."""
+    """How many tokens, rows times the longest of them, are computed at once. It only ever falls.
 
-    def __init__(self, tokens: int = BATCH_TOKENS) -> None:
+    `in_step` with other ranks (`shard.py`) a batch is done at once, whatever it is.
+    """
+
+    def __init__(self, tokens: int = BATCH_TOKENS, in_step: bool = False) -> None:
         self.tokens = tokens
+        self._in_step = in_step
 
     def spend(self, rows: Sequence[int], lengths: Sequence[int], work: Callable[[list[int]], None]) -> None:
         """Call `work` with the rows of a batch, all at once or in pieces, in their order.
 
         `lengths` are by row. When memory runs out in `work`, which must then have done nothing, the budget becomes
         half of what that piece needed and the piece is tried again in two. Raises TrainingFailed when one row alone
-        does not fit.
+        does not fit; in step with other ranks, the allocator's own error.
         """
+        if self._in_step:
+            work(list(rows))
+            return
         waiting = [list(rows)]
         while waiting:
             piece = waiting.pop()

@@ -44,6 +44,13 @@ class Ranks:
         """The rows among these that this rank computes."""
         return [row for row in rows if row % self.world == self.rank]
 
+    def most(self, number: int) -> int:
+        """The largest of the numbers that the ranks give. All ranks call it."""
+        numbers = [number] * self.world
+        if self._together:
+            dist.all_gather_object(numbers, number)
+        return max(numbers)
+
     def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
         """Replace each tensor by its sum over the ranks, in one message. All ranks call it, with the same shapes."""
         if not self._together:
