@@ -1,4 +1,4 @@
-"""Prepare: a fresh copy of the base becomes one that can learn: an adapter beside it, on the device, perhaps in parts."""
+"""Prepare: a fresh copy of the base becomes one that can learn: an adapter beside it, on the device, maybe in parts."""
 
 from __future__ import annotations
 
