@@ -59,7 +59,7 @@ PLANS = {
     "text-similarity": Plan(rows=2_786, minutes=3.5),
     "argument-ranking": Plan(rows=5_000, minutes=3.5),
     "restaurant-texts": Plan(rows=400, minutes=20.0),
-    "venue-replies": Plan(rows=1_000, minutes=20.0),
+    "venue-replies": Plan(rows=2_460, minutes=20.0),
     "venue-choices": Plan(rows=600, minutes=20.0),
 }
 QUICK = {
