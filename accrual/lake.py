@@ -47,7 +47,6 @@ _ALL_ROWS = 1_000_000
 _BATCH_ROWS = 20_000
 _PAUSE_S = 0.1
 _LEFT_S = 7 * 24 * 3600
-_THREADS_IN_BOUNDS = 2
 _T = TypeVar("_T")
 
 

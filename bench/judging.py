@@ -26,6 +26,7 @@ from trainer.calibrate import calibrate
 from trainer.finetune import Tuned, fine_tune
 from trainer.gate import STAKES, loss_at_most, spent_alpha
 from trainer.retention import LEVERS, SCALES, Likeness, ability, levered, read_probe, retained, scale_adapter
+from trainer.select import MOST_JUDGED
 
 CONTRACTS = Path(__file__).parents[1] / "schemas" / "contracts"
 NEVER = 10**9
@@ -106,6 +107,10 @@ def _gate() -> None:
         for rows in (100, 200, 300, 400, 800):
             bounds = [loss_at_most(chance.normal(0, spread, rows).clip(-2, 2), 0.05 / 5) for _ in range(50)]
             print(rows, spread, f"{np.mean(bounds):.3f}", sep=" | ", flush=True)
+    print(f"mean gain | spread | enough evidence in {MOST_JUDGED} rows, of 100 simulations")
+    for mean in (0.0005, 0.0003, 0.0002, 0.0001):
+        found = [_rows_until(needed, chance.normal(mean, 0.05, MOST_JUDGED).clip(-2, 2)) for _ in range(100)]
+        print(mean, 0.05, sum(rows < NEVER for rows in found), sep=" | ", flush=True)
 
 
 def _rows_until(evidence: float, gains: NDArray[np.float64]) -> int:

@@ -1,7 +1,7 @@
 """How much memory the trainer takes for a window of many rows: to choose from it, and to be judged on it.
 
     python bench/window_memory.py                      100,000 rows
-    python bench/window_memory.py --rows 10000000      needs 8 GB for the temporary files, and some twenty minutes
+    python bench/window_memory.py --rows 10000000      needs 5 GB of disk; most of an hour on two busy cores
 
 It makes two lakes (SQLite catalog, local files): each has a sealed window of labeled rows, with texts of some 300
 characters, and a tenth as many rows before; the second lake has ten times as many as the first. Selection and judging

@@ -226,6 +226,15 @@ def test_states_that_memory_has_no_room_for_lie_in_a_file(monkeypatch: pytest.Mo
     assert digest(tune()) == expected
 
 
+def test_texts_have_the_same_few_bytes_of_tokens_however_many_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, (texts, _) = Encoder.load(base_folder("minilm"), 32), rows(20)
+    tokens = encoder.tokenize(texts)
+    assert {of_text.itemsize for of_text in tokens} == {4} and len({len(of_text) for of_text in tokens}) > 3
+    monkeypatch.setattr("accrual.encoder._TEXTS_AT_ONCE", 3)
+    assert encoder.tokenize(texts) == tokens
+    assert encoder.tokenize([]) == []
+
+
 def champion(folder: Path, training: Training = FEW) -> tuple[Start, Tuned]:
     """A model whose adapter lies in a folder, as in a bundle."""
     tuned = tune(training)
