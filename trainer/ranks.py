@@ -21,6 +21,8 @@ Message = TypeVar("Message")
 def join() -> Ranks:
     """Join the group that torchrun or `accelerate launch` began, if this process is one of several; its place there."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
     return Ranks()
 

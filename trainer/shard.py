@@ -48,8 +48,7 @@ def shard(model: Any, device: torch.device) -> None:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=learning)
     # The module that runs them has nothing to share; it lets torch gather the next layer while one is computed.
     runs = next(module for module in model.modules() if any(child is layers for child in module.children()))
-    parts = {parameter for layer in layers for parameter in layer.parameters()}
-    fully_shard(runs, mesh=mesh, ignored_params=set(runs.parameters()) - (parts - learning))
+    fully_shard(runs, mesh=mesh, ignored_params=set(runs.parameters()))
 
 
 def make_whole(sharded: Encoder | Generator, base: Encoder | Generator, lora: Lora) -> None:

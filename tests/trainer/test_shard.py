@@ -22,11 +22,12 @@ from accrual.encoder import Encoder, base_folder
 from accrual.errors import ConfigError
 from accrual.generator import Generator
 from tests.trainer.test_finetune import CLASSES, changed, digest, logits, rows
-from trainer import adapter, learner, loop
+from trainer import adapter, finetune, learner, loop
 from trainer.checkpoint import digest_of
 from trainer.finetune import fine_tune
 from trainer.finetune_text import fine_tune_text
 from trainer.probe import weighted_loss
+from trainer.ranks import Ranks
 from trainer.shard import check_shard, make_whole
 
 ROWS = 21
@@ -161,6 +162,17 @@ def test_with_half_a_base_each_two_processes_come_to_what_one_does(monkeypatch: 
 def test_memory_that_runs_out_in_one_process_ends_both() -> None:
     """The other one does not wait for a layer that will never come."""
     assert [code for code, _ in two_processes("run_short_of_memory")] == [1, 1]
+
+
+def test_what_a_process_without_rows_computes_is_counted_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rows among three processes: the third goes along for two passes of the others."""
+    base, passes = Encoder.load(base_folder("minilm"), 32), list[int]()
+    base.model.register_forward_hook(lambda *_: passes.append(1))
+    monkeypatch.setattr(Ranks, "mine", lambda _self, _rows: [])
+    monkeypatch.setattr(Ranks, "most", lambda _self, number: number + 2)
+    _, vectors = finetune._frozen(base, base.tokenize(rows(2)[0]), 5, True)
+    assert len(passes) == 2
+    assert not vectors.any()
 
 
 def test_a_base_cannot_be_shared_by_one_process_or_in_fewer_bits() -> None:
