@@ -13,8 +13,7 @@ No row may take more than there is. Differences of Brier scores lie in [-2, 2], 
 both models say of a window's rows is known before the labels count, and so is the most that one of them can lose: where
 6% stand against 10% that is 0.013. So each window's stakes may be as high as its rows allow. Rare events ask for that:
 forecasts differ little there, and the best stake, about mean / variance of g, is above 1/2. All rows of a window have
-the same stake: stakes that followed the row would pay a challenger for the rows where both say nearly the same, and
-forgive it the others.
+the same stake, since the claim is about their mean.
 
     Waudby-Smith and Ramdas 2024, "Estimating means of bounded random variables by betting", JRSS B 86(1)
     Ramdas, Grünwald, Vovk and Shafer 2023, "Game-theoretic statistics and safe anytime-valid inference", Stat. Sci. 38
