@@ -33,7 +33,7 @@ class _Quality(msgspec.Struct, frozen=True):
     ece: float | None
 
 
-class _Sealed(msgspec.Struct, frozen=True):
+class Sealed(msgspec.Struct, frozen=True):
     """How far lake and trainer are. `done`: no sealed window is left that a challenger could still be judged on."""
 
     records: int = 0
@@ -51,7 +51,8 @@ _SEALED = """
     ), sealed as (
         select coalesce(max("window"), 0) as last, max(sealed_at) as sealed_at from windows where stream = $1
     ), waiting as (
-        select greatest(max(list_max(windows)), (select max("window") from evaluations where stream = $1)) as known
+        select case when count(*) > 0 then  -- greatest() passes over a null
+            greatest(max(list_max(windows)), (select max("window") from evaluations where stream = $1)) end as known
         from run where state in ('trained', 'waiting')
     ), untried as (
         select coalesce(sum(trainable), 0) as rows from windows
@@ -68,6 +69,11 @@ _EVERY_S = 1.0
 _decode_quality = msgspec.json.Decoder(dict[str, dict[str, _Quality]]).decode
 
 
+def sealed_of(lake: Lake, stream: str, rows_to_train: int) -> Sealed:
+    """How far a stream is. `rows_to_train`: how many rows of new windows set off a run; 0 where a window does."""
+    return msgspec.convert(lake.rows(_SEALED, [stream, rows_to_train])[0], Sealed)
+
+
 class Board:
     """Reads what grows; `render` and `line` show it. `quality_url` is the monitor's page of live quality."""
 
@@ -79,7 +85,7 @@ class Board:
         self.quality: dict[str, _Quality] = {}
         self.champion: Generation | None = None
         self.run: Run | None = None
-        self.sealed = _Sealed()
+        self.sealed = Sealed()
         self._config = config
         self._stream = contract.stream
         self._rows_to_train = contract.training.triggers.rows or 0
@@ -146,7 +152,7 @@ class Board:
         try:
             if self._lake is None:
                 self._lake = open_lake(self._config)
-            sealed = msgspec.convert(self._lake.rows(_SEALED, [self._stream, self._rows_to_train])[0], _Sealed)
+            sealed = sealed_of(self._lake, self._stream, self._rows_to_train)
         except LakeUnavailable:  # not made yet, or busy: the next look will tell
             return
         if sealed != self.sealed:
