@@ -74,7 +74,9 @@ QUICK = {
 def demo(
     stream: Annotated[str, typer.Option(help=f"One of {', '.join(STREAMS)}.")] = "support-intents",
     minutes: Annotated[float | None, typer.Option(min=0.1, help="How long the replay takes; 3.5 unless given.")] = None,
-    rows: Annotated[int | None, typer.Option(min=200, help="How many rows of the data are replayed.")] = None,
+    rows: Annotated[
+        int | None, typer.Option(min=200, help="How many rows of the data are replayed, in the contract's windows.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A shortened run: fewer rows, smaller windows.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 7,
     report: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("report.html"),
@@ -87,7 +89,8 @@ def demo(
     if stream not in STREAMS:
         raise ConfigError(f"--stream {stream}: there is data for {', '.join(STREAMS)}")
     plan = (QUICK if quick else PLANS)[stream]
-    plan = Plan(rows or plan.rows, minutes or plan.minutes, plan.window_rows)
+    window_rows = plan.window_rows if quick or rows is None else 0
+    plan = Plan(rows or plan.rows, minutes or plan.minutes, window_rows)
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)  # a log has no width of its own
