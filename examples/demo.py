@@ -39,7 +39,7 @@ from examples.table import trials_table
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SILENT_S = 900.0  # a training takes that long on two busy cores, and nothing is said in between
-_QUIET_S = 4.0
+_QUIET_S = 20.0  # a sink on a busy machine takes seconds to seal a window
 _interrupted = threading.Event()
 
 
