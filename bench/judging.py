@@ -24,7 +24,7 @@ from accrual.encoder import Encoder, base_folder
 from examples import credit_risk, support_intents
 from trainer.calibrate import calibrate
 from trainer.finetune import Tuned, fine_tune
-from trainer.gate import STAKES, loss_at_most, spent_alpha
+from trainer.gate import LARGEST_LOSS, STAKES, loss_at_most, spent_alpha, stake_of
 from trainer.retention import LEVERS, SCALES, Likeness, ability, levered, read_probe, retained, scale_adapter
 from trainer.select import MOST_JUDGED
 
@@ -114,7 +114,7 @@ def _gate() -> None:
 
 
 def _rows_until(evidence: float, gains: NDArray[np.float64]) -> int:
-    wealths = np.mean([np.exp(np.cumsum(np.log1p(stake * gains))) for stake in STAKES], axis=0)
+    wealths = np.mean([np.exp(np.cumsum(np.log1p(stake_of(share, LARGEST_LOSS) * gains))) for share in STAKES], axis=0)
     reached = np.flatnonzero(wealths >= evidence)
     return int(reached[0]) + 1 if len(reached) else NEVER
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from accrual.config import Config
+from accrual.contract import Contract
 from accrual.errors import LakeUnavailable
 from accrual.events import decode_ground_truth
 from accrual.kafka import OFFSET_BEGINNING, Message, TopicNames, TopicPartition, consumer, partition_counts
@@ -32,7 +33,7 @@ class _Quality(msgspec.Struct, frozen=True):
     ece: float | None
 
 
-class _Sealed(msgspec.Struct, frozen=True):
+class Sealed(msgspec.Struct, frozen=True):
     """How far lake and trainer are. `done`: no sealed window is left that a challenger could still be judged on."""
 
     records: int = 0
@@ -41,7 +42,8 @@ class _Sealed(msgspec.Struct, frozen=True):
 
 
 # A challenger that waits can be judged on windows it does not know. Where none waits, one may be in training: it began
-# after the last verdict, with all windows sealed by then, and can be judged on those sealed since.
+# after the last verdict, with all windows sealed by then, and can be judged on those sealed since; none is if the
+# windows that no run was given hold fewer rows than the contract's trigger wants.
 _SEALED = """
     with run as (
         select arg_max(state, "offset") as state, arg_max(windows, "offset") as windows, max("at") as ended
@@ -49,24 +51,33 @@ _SEALED = """
     ), sealed as (
         select coalesce(max("window"), 0) as last, max(sealed_at) as sealed_at from windows where stream = $1
     ), waiting as (
-        select greatest(max(list_max(windows)), (select max("window") from evaluations where stream = $1)) as known
+        select case when count(*) > 0 then  -- greatest() passes over a null
+            greatest(max(list_max(windows)), (select max("window") from evaluations where stream = $1)) end as known
         from run where state in ('trained', 'waiting')
+    ), untried as (
+        select coalesce(sum(trainable), 0) as rows from windows
+        where stream = $1 and "window" > coalesce((select max(list_max(windows)) from run), 0)
     )
     select coalesce((select sum(next_offset) from offsets), 0)::bigint as records, last::int as windows,
            case when last = 0 then true
                 when known is not null then known >= last
-                else coalesce((select max(ended) from run) > sealed_at, false) end as done
-    from sealed, waiting
+                else rows < $2 or coalesce((select max(ended) from run) > sealed_at, false) end as done
+    from sealed, waiting, untried
 """
 _EVERY_S = 1.0
 
 _decode_quality = msgspec.json.Decoder(dict[str, dict[str, _Quality]]).decode
 
 
+def sealed_of(lake: Lake, stream: str, rows_to_train: int) -> Sealed:
+    """How far a stream is. `rows_to_train`: how many rows of new windows set off a run; 0 where a window does."""
+    return msgspec.convert(lake.rows(_SEALED, [stream, rows_to_train])[0], Sealed)
+
+
 class Board:
     """Reads what grows; `render` and `line` show it. `quality_url` is the monitor's page of live quality."""
 
-    def __init__(self, config: Config, stream: str, service_log: Path, quality_url: str) -> None:
+    def __init__(self, config: Config, contract: Contract, service_log: Path, quality_url: str) -> None:
         self.progress: Progress | None = None
         self.labeled = 0
         self._expired: set[str] = set()
@@ -74,9 +85,10 @@ class Board:
         self.quality: dict[str, _Quality] = {}
         self.champion: Generation | None = None
         self.run: Run | None = None
-        self.sealed = _Sealed()
+        self.sealed = Sealed()
         self._config = config
-        self._stream = stream
+        self._stream = contract.stream
+        self._rows_to_train = contract.training.triggers.rows or 0
         self._lake: Lake | None = None
         self._looked = self._lake_changed = time.monotonic()
         self._quality_url = quality_url
@@ -140,7 +152,7 @@ class Board:
         try:
             if self._lake is None:
                 self._lake = open_lake(self._config)
-            sealed = msgspec.convert(self._lake.rows(_SEALED, [self._stream])[0], _Sealed)
+            sealed = sealed_of(self._lake, self._stream, self._rows_to_train)
         except LakeUnavailable:  # not made yet, or busy: the next look will tell
             return
         if sealed != self.sealed:

@@ -38,8 +38,8 @@ from examples.service import STREAMS
 from examples.table import trials_table
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_TRAINER_S = 105.0
-_QUIET_S = 4.0
+_SILENT_S = 900.0  # a training takes that long on two busy cores, and nothing is said in between
+_QUIET_S = 20.0  # a sink on a busy machine takes seconds to seal a window
 _interrupted = threading.Event()
 
 
@@ -54,7 +54,7 @@ class Plan(msgspec.Struct, frozen=True):
 PLANS = {
     "support-intents": Plan(rows=13_083, minutes=3.5),
     "assistant-intents": Plan(rows=15_000, minutes=3.5),
-    "credit-risk": Plan(rows=10_634, minutes=3.5),
+    "credit-risk": Plan(rows=10_634, minutes=3.5, window_rows=400),
     "comment-emotions": Plan(rows=12_000, minutes=3.5),
     "text-similarity": Plan(rows=2_786, minutes=3.5),
     "argument-ranking": Plan(rows=5_000, minutes=3.5),
@@ -65,7 +65,7 @@ PLANS = {
 QUICK = {
     "support-intents": Plan(rows=3000, minutes=1.2, window_rows=400),
     "assistant-intents": Plan(rows=4000, minutes=1.2, window_rows=600),
-    "credit-risk": Plan(rows=4000, minutes=1.2, window_rows=500),
+    "credit-risk": Plan(rows=4000, minutes=1.2, window_rows=250),
     "comment-emotions": Plan(rows=3500, minutes=1.2, window_rows=500),
     "text-similarity": Plan(rows=1400, minutes=1.2, window_rows=250),
     "argument-ranking": Plan(rows=2400, minutes=1.2, window_rows=400),
@@ -78,7 +78,9 @@ QUICK = {
 def demo(
     stream: Annotated[str, typer.Option(help=f"One of {', '.join(STREAMS)}.")] = "support-intents",
     minutes: Annotated[float | None, typer.Option(min=0.1, help="How long the replay takes; 3.5 unless given.")] = None,
-    rows: Annotated[int | None, typer.Option(min=200, help="How many rows of the data are replayed.")] = None,
+    rows: Annotated[
+        int | None, typer.Option(min=200, help="How many rows of the data are replayed, in the contract's windows.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A shortened run: fewer rows, smaller windows.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 7,
     report: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("report.html"),
@@ -91,7 +93,8 @@ def demo(
     if stream not in STREAMS:
         raise ConfigError(f"--stream {stream}: there is data for {', '.join(STREAMS)}")
     plan = (QUICK if quick else PLANS)[stream]
-    plan = Plan(rows or plan.rows, minutes or plan.minutes, plan.window_rows)
+    window_rows = plan.window_rows if quick or rows is None else 0
+    plan = Plan(rows or plan.rows, minutes or plan.minutes, window_rows)
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)  # a log has no width of its own
@@ -135,7 +138,7 @@ def _run(console: Console, stream: str, plan: Plan, seed: int, keep_broker: bool
             _start(supervisor, "trainer", "trainer")
             replay = ("--stream", stream, "--rows", plan.rows, "--seed", seed, "--minutes", plan.minutes)
             _start(supervisor, "service", "examples.service", *replay)
-            board = Board(config, stream, supervisor.workers["service"].log, f"http://127.0.0.1:{port}/quality")
+            board = Board(config, contract, supervisor.workers["service"].log, f"http://127.0.0.1:{port}/quality")
             _watch(console, supervisor, board, stream)
             balances, books = _audit(config, stream)
             restarts = {name: worker.restarts for name, worker in supervisor.workers.items()}
@@ -169,13 +172,16 @@ def _free_port() -> int:
 
 
 def _watch(console: Console, supervisor: Supervisor, board: Board, stream: str) -> None:
-    """Show the run until the service has ended and no window is left for the trainer to judge a challenger on."""
+    """Show the run until the service has ended and no window is left for the trainer to judge a challenger on.
+
+    A trainer that says nothing new for `_SILENT_S` seconds after that is not waited for.
+    """
     service = supervisor.workers["service"]
-    end: float | None = None
-    said = time.monotonic()
+    heard = said = time.monotonic()
+    last = board.run
     try:
         with Live(console=console, refresh_per_second=4, transient=True) as live:
-            while end is None or time.monotonic() < end:
+            while time.monotonic() - heard < _SILENT_S:
                 if _interrupted.is_set():  # and what was raised is lost: DuckDB swallows it where it looks up a name
                     raise KeyboardInterrupt
                 supervisor.watch()
@@ -185,13 +191,13 @@ def _watch(console: Console, supervisor: Supervisor, board: Board, stream: str) 
                 elif time.monotonic() - said > 10:
                     said = time.monotonic()
                     console.print(board.line(), soft_wrap=True)
-                if service.finished:
-                    end = end or time.monotonic() + _TRAINER_S
-                    if board.is_settled(_QUIET_S):
-                        return
+                if service.finished and board.is_settled(_QUIET_S):
+                    return
+                if not service.finished or board.run != last:
+                    heard, last = time.monotonic(), board.run
     finally:
         board.close()
-    console.print(f"The trainer still has a window to judge on after {_TRAINER_S:.0f} s; going on without its verdict.")
+    console.print(f"The trainer has said nothing new for {_SILENT_S:.0f} s; going on without its verdict.")
 
 
 def _conclude(console: Console, figures: Figures, report: Path) -> None:

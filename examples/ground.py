@@ -98,15 +98,21 @@ def prepare(config: Config, home: Path, contract: Contract) -> tuple[Config, boo
 
 
 def shipped_contract(config: Config, stream: str, window_rows: int) -> Contract:
-    """The configured contract of a stream, with windows of another size if `window_rows` is not 0."""
+    """The configured contract of a stream. If `window_rows` is not 0: with windows of that size, and trained after as
+    many windows as it would be.
+    """
     contract = load_contracts(Path(config.contracts)).get(stream)
     if contract is None:
         raise ConfigError(f"--stream {stream}: {config.contracts} has no contract for it")
     if not window_rows:
         return contract
-    return msgspec.structs.replace(
-        contract, training=msgspec.structs.replace(contract.training, window_rows=window_rows)
-    )
+    training = contract.training
+    triggers = training.triggers
+    if triggers.rows is not None:
+        rows = triggers.rows * window_rows // training.window_rows
+        triggers = msgspec.structs.replace(triggers, rows=max(1, rows))
+    training = msgspec.structs.replace(training, window_rows=window_rows, triggers=triggers)
+    return msgspec.structs.replace(contract, training=training)
 
 
 def _as_toml(config: Config) -> str:

@@ -32,7 +32,7 @@ from accrual.predictor import Predictor
 from accrual.signing import load_or_make_signing_key
 from accrual.training_policy import OBSERVED_WARNING
 from trainer.challenger import Champion, make_challenger
-from trainer.evaluate import Scored, by_slice, calibration_error_of, gains_of, learned_from, score
+from trainer.evaluate import Scored, by_slice, calibration_error_of, gains_of, learned_from, losses_of, score
 from trainer.freeze import find_frozen, freeze_generation_0, made_with
 from trainer.gate import judge
 from trainer.plan import gather, plan_of, rises_of
@@ -250,6 +250,7 @@ class Trainer:
             calibration_error_of(ours) - calibration_error_of(theirs),
             contract.gate,
             by_slice(ours, gains),
+            losses_of(ours, theirs),
         )
         entries = [
             ours[-1].entry(

@@ -19,6 +19,7 @@ from accrual.bundle import lineage
 from accrual.judged import Judged, together
 from accrual.ledger import Evaluation, SliceScores
 from accrual.predictor import Predictor
+from trainer.gate import LARGEST_LOSS
 from trainer.select import Window
 from trainer.weigh import Row
 
@@ -105,6 +106,16 @@ def gains_of(ours: Sequence[Scored], theirs: Sequence[Scored]) -> list[NDArray[n
     return [their.judged.brier - our.judged.brier for our, their in zip(ours, theirs, strict=True)]
 
 
+def losses_of(ours: Sequence[Scored], theirs: Sequence[Scored]) -> list[float]:
+    """For each window the most that any of its rows can lose, `-gains_of`, by what both models said and whatever is
+    true.
+
+    Where a row is one question of two answers, p of ours and q of theirs give g = 2 (q - y)^2 - 2 (p - y)^2, which is
+    least at y = 0 or y = 1. Elsewhere the loss that is possible for any two forecasts.
+    """
+    return [_most_lost(our.judged, their.judged) for our, their in zip(ours, theirs, strict=True)]
+
+
 def by_slice(parts: Sequence[Scored], gains: Sequence[NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
     """The gains of each slice's rows, over all windows."""
     return {
@@ -122,6 +133,13 @@ def learned_from(store: Path, bundle: str, parts: Sequence[Scored]) -> list[str]
     """The ids among the judged rows that a model learned from, in order: there must be none."""
     taught = pa.array(lineage(store, bundle), pa.string())
     return sorted(one for part in parts for one in part.ids.filter(pc.is_in(part.ids, taught)).to_pylist())
+
+
+def _most_lost(ours: Judged, theirs: Judged) -> float:
+    if not (ours.binary and theirs.binary and len(ours.said)):
+        return LARGEST_LOSS
+    p, q = ours.said, theirs.said
+    return float(2 * (np.abs(p - q) * np.where(p > q, p + q, 2 - p - q)).max())
 
 
 def _batched(rows: Iterable[Row]) -> Iterator[list[Row]]:

@@ -1,12 +1,19 @@
 """The gate: does the challenger earn its place? Pure: numbers in, a verdict out.
 
-Challenger and champion, both frozen before the judged rows were sealed, score the same rows. With g the champion's
-Brier score less the challenger's on a row, the claim to refute is "the challenger is no better": each g has mean at
-most 0 given what came before. A gambler who stakes a share b of the wealth on every row, at odds that are fair under
-that claim, ends with the product of (1 + b g). It is never negative, as g lies in [-2, 2] and b below 1/2, and its
-expectation never rises under the claim, so (Ville 1939) the chance that it *ever* reaches 1/alpha is at most alpha: one
+Challenger and champion, both frozen before the judged rows were sealed, score the same rows. Let g be the champion's
+Brier score of a row less the challenger's, and e what g is expected to be, given all rows before and what both models
+say of the window's. The claim to refute is "the challenger is no better": in no window is the mean of e above 0. A
+gambler who stakes a share b of the wealth on every row ends with the product of (1 + b g). Divided by that of
+(1 + b e) this is a fair game; and that of (1 + b e) is at most 1 under the claim, as a product of numbers is never
+above the power of their mean. So (Ville 1939) the chance that the wealth *ever* reaches 1/alpha is at most alpha: one
 may look after every window and go on. Which stake is best depends on the unknown gain, so the money is spread evenly
 over several; their mean is again such a wealth.
+
+No row may take more than there is. Differences of Brier scores lie in [-2, 2], which allows stakes below 1/2. But what
+both models say of a window's rows is known before the labels count, and so is the most that one of them can lose: where
+6% stand against 10% that is 0.013. So each window's stakes may be as high as its rows allow. Rare events ask for that:
+forecasts differ little there, and the best stake, about mean / variance of g, is above 1/2. All rows of a window have
+the same stake, since the claim is about their mean.
 
     Waudby-Smith and Ramdas 2024, "Estimating means of bounded random variables by betting", JRSS B 86(1)
     Ramdas, Grünwald, Vovk and Shafer 2023, "Game-theoretic statistics and safe anytime-valid inference", Stat. Sci. 38
@@ -33,13 +40,15 @@ from numpy.typing import NDArray
 
 from accrual.contract import Gate, Slices
 
-# Shares of the wealth staked on each row. The best one is about mean / variance of the gain; with steps of two, one of
-# them is near enough, and six of them cost at most a factor of six.
-STAKES = (0.48, 0.24, 0.12, 0.06, 0.03, 0.015)
+# Shares of the wealth staked on each row, or less where a row could then lose more than `_AT_RISK` of it. With steps of
+# two, one of them is near enough to the best, and seven of them cost at most a factor of seven.
+STAKES = (1.92, 0.96, 0.48, 0.24, 0.12, 0.06, 0.03)
+_AT_RISK = 0.96
 # A challenger that is worse is given up at this evidence; that publishes nothing, so no alpha is spent on it.
 CLEARLY_WORSE = 20.0
 _LARGEST = 690.0  # the logarithm of what a double still holds
-_LARGEST_LOSS = 2.0
+LARGEST_LOSS = 2.0  # of any row, whatever was said of it
+_ROUNDING = 1e-9
 _NAMED = 5  # slices, in a reason
 
 Gains = NDArray[np.float64]  # [rows]: the champion's Brier score less the challenger's
@@ -58,16 +67,23 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 def judge(
-    gains: Sequence[Gains], nth: int, ece_increase: float, gate: Gate, slices: Mapping[str, Gains] | None = None
+    gains: Sequence[Gains],
+    nth: int,
+    ece_increase: float,
+    gate: Gate,
+    slices: Mapping[str, Gains] | None = None,
+    losses: Sequence[float] | None = None,
 ) -> Verdict:
     """The verdict on the `nth` challenger of a stream (counted from 1) after some windows.
 
     `gains`: for each judged window the rows' champion's Brier score less the challenger's. `ece_increase`: the
     challenger's calibration error on those rows less the champion's. `slices`: the gains of all judged rows of each
-    slice, by its name.
+    slice, by its name. `losses`: for each window the most that any of its rows could lose by what both models said of
+    it, whatever its label; 2 of all by default.
     """
     rows = np.concatenate(gains)
-    evidence, against = wealth(rows), wealth(-rows)
+    most = np.repeat(losses or [LARGEST_LOSS] * len(gains), [len(window) for window in gains])
+    evidence, against = wealth(rows, losses=most), wealth(-rows)
     needed = 1 / spent_alpha(gate.alpha, nth)
     guard = _guard(slices or {}, gate.slices, gate.alpha)
     gain = f"Brier lower by {rows.mean():+.4f} a row over {len(rows)} rows; evidence {evidence:.3g} of {needed:.3g}"
@@ -92,18 +108,24 @@ def judge(
     return Verdict(verdict, evidence, gain + why, guard.loss_at_most)
 
 
-def wealth(gains: Gains, margin: float = 0.0) -> float:
+def wealth(gains: Gains, margin: float = 0.0, losses: Gains | float = LARGEST_LOSS) -> float:
     """What one unit of money became: an e-value against "the mean gain is at most -`margin`". 1 without rows.
 
-    `gains` lie in [-2, 2]; raises ValueError otherwise, since the guarantee rests on it.
+    `losses`: the most that each row could lose, the same for all rows that are bet on together. Raises ValueError for
+    gains below `-losses` or above 2, since the guarantee rests on it.
     """
-    if len(gains) and not (np.abs(gains) <= _LARGEST_LOSS).all():
-        raise ValueError("a difference of two Brier scores lies in [-2, 2]")
-    wider = 1 + max(0.0, -margin) / _LARGEST_LOSS  # so much more than 2 may a row lose then
-    ends = [np.log1p(stake / wider * (gains + margin)).sum() for stake in STAKES]
+    if not ((gains >= -losses - _ROUNDING) & (gains <= LARGEST_LOSS + _ROUNDING)).all():
+        raise ValueError("a difference of two Brier scores lies in [-2, 2], and loses no more than is said")
+    most = losses + max(0.0, -margin)  # that a row may lose, beyond the margin
+    ends = [np.log1p(stake_of(share, most) * (gains + margin)).sum() for share in STAKES]
     largest = max(ends)
     mean = largest + math.log(sum(math.exp(end - largest) for end in ends) / len(STAKES))
     return math.exp(min(mean, _LARGEST))
+
+
+def stake_of(share: float, most: Gains | float) -> Gains:
+    """The stake on rows of which none can lose more than `most`: `share`, or as much as that allows."""
+    return np.asarray(np.minimum(share, _AT_RISK / np.maximum(most, _AT_RISK / STAKES[0])))
 
 
 def loss_at_most(gains: Gains, alpha: float) -> float:
@@ -111,7 +133,7 @@ def loss_at_most(gains: Gains, alpha: float) -> float:
 
     A confidence sequence: the chance that it is *ever* below the truth, however often one looks, is at most `alpha`.
     """
-    low, high = 0.0, _LARGEST_LOSS
+    low, high = 0.0, LARGEST_LOSS
     if wealth(gains) >= 1 / alpha:
         return low
     while high - low > 1e-4:  # the wealth rises with the margin

@@ -29,9 +29,9 @@ def test_a_contract_is_checked_and_said_in_words() -> None:
 
 def test_when_a_stream_is_trained_is_said_in_words_and_unripe_labels_are_warned_against(tmp_path: Path) -> None:
     text = (ROOT / "schemas/contracts/credit-risk.yaml").read_text()
-    assert "a training cycle on each." in accrual("contract", "check", "schemas/contracts/credit-risk.yaml").stdout
+    assert "a training cycle on each." in accrual("contract", "check", "schemas/contracts/support-intents.yaml").stdout
     path = tmp_path / "hasty.yaml"
-    path.write_text(text.replace("replay: 1.0", "replay: 1.0\n  cohort: observed\n  triggers: {every: 30d, rows: 500}"))
+    path.write_text(text.replace("{rows: 10000}", "{every: 30d, rows: 500}\n  cohort: observed"))
     done = accrual("contract", "check", str(path))
     assert done.returncode == 0
     assert "a training cycle when one of its triggers says so (rows, every)." in done.stdout

@@ -67,6 +67,9 @@ def test_the_contract_written_for_the_workers_is_the_shipped_one(config: Config,
     shipped = load_contracts(SHIPPED)[stream]
     assert written[stream].training.window_rows == 400
     assert written[stream].inputs == shipped.inputs and written[stream].horizon == shipped.horizon
+    if (rows := shipped.training.triggers.rows) is not None:
+        trained_after = rows / shipped.training.window_rows
+        assert written[stream].training.triggers.rows == 400 * trained_after, "after as many windows"
 
 
 def test_a_broker_that_answers_is_used_and_left_running(config: Config) -> None:

@@ -21,7 +21,16 @@ from accrual.predictor import Predictor
 from accrual.signing import load_or_make_signing_key
 from tests.trainer.books import STREAM, Books
 from trainer import evaluate
-from trainer.evaluate import MOST_SLICES, Scored, by_slice, calibration_error_of, gains_of, learned_from, score
+from trainer.evaluate import (
+    MOST_SLICES,
+    Scored,
+    by_slice,
+    calibration_error_of,
+    gains_of,
+    learned_from,
+    losses_of,
+    score,
+)
 from trainer.freeze import freeze_generation_0
 from trainer.select import Window, rows_of, sealed_windows
 
@@ -112,6 +121,33 @@ def test_the_gates_evidence_is_of_the_same_rows_over_all_windows() -> None:
     assert sum(len(slices[f"term={n}"]) for n in (0, 1)) == 180
     both = [np.concatenate([getattr(part.judged, name) for part in ours]) for name in ("said", "happened")]
     assert calibration_error_of(ours) == scores.calibration_error_of(*both)
+
+
+def of_two(window: int, seed: int, labels: tuple[int, int] = (0, 2)) -> Scored:
+    """Of two classes; a label is one of them, or -1 for none that the model knows."""
+    p = np.random.default_rng(seed).uniform(0, 1, 90)
+    truth = np.random.default_rng(window).integers(*labels, 90)
+    place = Window("loans", window, 7, AT, AT, 0.9)
+    return Scored("m", place, [], judged(np.column_stack([1 - p, p]), truth), [()] * 90)
+
+
+def test_the_most_that_a_row_can_lose_is_what_it_loses_when_the_worst_comes_true() -> None:
+    ours, theirs = of_two(3, seed=5), of_two(3, seed=6)
+    p, q = ours.judged.said, theirs.judged.said
+    worst = min((2 * (q - y) ** 2 - 2 * (p - y) ** 2).min() for y in (0, 1))
+    assert losses_of([ours], [theirs]) == [pytest.approx(-worst)]
+    assert losses_of([ours], [ours]) == [0.0]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_row_loses_more_than_was_possible_whatever_its_label(seed: int) -> None:
+    ours, theirs = of_two(seed, seed, (-1, 2)), of_two(seed, seed + 50, (-1, 2))
+    [gains], [most] = gains_of([ours], [theirs]), losses_of([ours], [theirs])
+    assert gains.min() >= -most - 1e-12
+
+
+def test_of_more_than_two_classes_any_loss_is_thought_possible() -> None:
+    assert losses_of([scored("loans@2", 3, seed=5)], [scored("loans@1", 3, seed=6)]) == [2.0]
 
 
 def test_rows_that_taught_are_found_in_any_judged_window(monkeypatch: pytest.MonkeyPatch) -> None:

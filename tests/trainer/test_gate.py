@@ -1,6 +1,7 @@
 """The gate: its evidence is what it says, chance does not get past it, and a real gain does."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accrual.contract import Gate, Slices
-from trainer.gate import STAKES, Verdict, judge, loss_at_most, spent_alpha, wealth
+from trainer.gate import LARGEST_LOSS, STAKES, Verdict, judge, loss_at_most, spent_alpha, stake_of, wealth
 
 NEVER = 10**9
 GATE = Gate(alpha=0.05, patience=3, max_ece_increase=0.05)
@@ -33,6 +34,19 @@ def test_what_is_no_difference_of_brier_scores_is_refused() -> None:
     for wrong in (2.1, -2.1, math.nan):
         with pytest.raises(ValueError, match=r"\[-2, 2\]"):
             wealth(np.array([0.0, wrong]))
+
+
+def test_a_row_that_loses_more_than_was_said_is_refused() -> None:
+    assert wealth(np.array([0.1, -0.3]), losses=0.3) > 0
+    with pytest.raises(ValueError, match="loses no more than is said"):
+        wealth(np.array([0.1, -0.3]), losses=0.29)
+
+
+@given(st.floats(0, 2), st.sampled_from(STAKES))
+def test_no_row_takes_more_than_there_is(most: float, share: float) -> None:
+    stake = stake_of(share, most)
+    assert 0 < stake <= share
+    assert stake * most <= 0.97
 
 
 def test_no_evidence_without_rows_or_without_difference() -> None:
@@ -110,10 +124,10 @@ def test_over_a_streams_whole_life_chance_publishes_at_most_as_often_as_alpha_sa
     assert all(v.verdict == "reject" for v in _life(rng, gate)), "undecided ones are given up"
 
 
-def _rows_until(evidence: float, gains: np.ndarray) -> float:
-    """How many rows until a first challenger's wealth reaches it."""
-    wealths = np.mean([np.exp(np.cumsum(np.log1p(stake * gains))) for stake in STAKES], axis=0)
-    assert wealths[-1] == pytest.approx(wealth(gains))
+def _rows_until(evidence: float, gains: np.ndarray, most: float = LARGEST_LOSS) -> float:
+    """How many rows until a first challenger's wealth reaches it, where none can lose more than `most`."""
+    wealths = np.mean([np.exp(np.cumsum(np.log1p(stake_of(share, most) * gains))) for share in STAKES], axis=0)
+    assert wealths[-1] == pytest.approx(wealth(gains, losses=most))
     reached = np.flatnonzero(wealths >= evidence)
     return reached[0] + 1 if len(reached) else NEVER
 
@@ -121,7 +135,7 @@ def _rows_until(evidence: float, gains: np.ndarray) -> float:
 @pytest.mark.parametrize(
     ("mean", "spread", "least", "most"),
     [
-        (0.136, 0.4, 50, 242),  # questions: the intents have drifted
+        (0.136, 0.4, 40, 242),  # questions: the intents have drifted
         (0.0015, 0.05, 3_000, 40_000),  # loans
         (0.0005, 0.05, 10_000, NEVER),
     ],
@@ -133,6 +147,59 @@ def test_how_many_rows_a_gain_needs(mean: float, spread: float, least: float, mo
     rows = [_rows_until(needed, rng.normal(mean, spread, many).clip(-2, 2)) for _ in range(40)]
     assert least <= np.quantile(rows, 0.05)
     assert np.quantile(rows, 0.95) <= most
+
+
+Drawn = tuple[np.ndarray, np.ndarray, np.ndarray]  # [rows]: said by the challenger, by the champion, and what happened
+
+
+def _judged(drawn: Drawn) -> tuple[np.ndarray, float]:
+    """The gains of a window, and the most that one of its rows can lose."""
+    ours, theirs, happened = drawn
+    possible = [2 * (theirs - y) ** 2 - 2 * (ours - y) ** 2 for y in (0, 1)]
+    return np.where(happened == 1, possible[1], possible[0]), float(-np.minimum(*possible).min())
+
+
+def _as_good(rng: np.random.Generator, rows: int) -> Drawn:
+    """A rare event: both are wrong by as much, the one above and the other below."""
+    risk = rng.uniform(0.03, 0.15, rows)
+    wrong = rng.choice([-0.03, 0.03], rows)
+    return risk + wrong, risk - wrong, rng.random(rows) < risk
+
+
+def _better_here_and_worse_there(rng: np.random.Generator, rows: int) -> Drawn:
+    """Better in many rows where both say nearly the same, as much worse in all in the few where they don't."""
+    risk, far = np.full(rows, 0.05), np.arange(rows) % 10 == 0
+    theirs = np.where(far, risk, risk + 0.05)
+    ours = np.where(far, risk + 0.15, risk)
+    return ours, theirs, rng.random(rows) < risk
+
+
+@pytest.mark.parametrize("draw", [_as_good, _better_here_and_worse_there])
+def test_stakes_by_what_was_said_publish_chance_no_more_often_than_alpha_says(
+    draw: Callable[[np.random.Generator, int], Drawn],
+) -> None:
+    """A/A on rare events, looked at after each of twenty windows of 100 rows; stakes go up to 1.92."""
+    rng, lives, gate = np.random.default_rng(23), 400, Gate(alpha=0.3, patience=100)
+    published = 0
+    for _ in range(lives):
+        windows = [_judged(draw(rng, 100)) for _ in range(20)]
+        gains, losses = [gain for gain, _ in windows], [loss for _, loss in windows]
+        looks = (judge(gains[:seen], 1, 0.0, gate, losses=losses[:seen]).verdict for seen in range(1, 21))
+        published += "promote" in looks
+    allowed = spent_alpha(gate.alpha, 1)
+    assert published / lives <= allowed + 2 * math.sqrt(allowed * (1 - allowed) / lives)
+
+
+def test_on_rare_events_what_was_said_saves_a_third_of_the_rows_and_more() -> None:
+    """The challenger knows the risk of each row, the champion its mean."""
+    rng, needed = np.random.default_rng(29), 1 / spent_alpha(0.05, 1)
+    with_stakes, without = [], []
+    for _ in range(40):
+        risk = np.clip(0.06 * np.exp(rng.normal(-0.18, 0.6, 12_000)), 0.01, 0.3)
+        gains, most = _judged((risk, np.full(12_000, 0.06), rng.random(12_000) < risk))
+        with_stakes.append(_rows_until(needed, gains, most))
+        without.append(_rows_until(needed, gains))
+    assert np.median(with_stakes) < np.median(without) * 2 / 3
 
 
 def test_a_gain_like_that_of_loans_goes_on_over_the_windows_and_is_given_up_at_patience() -> None:

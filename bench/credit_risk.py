@@ -1,0 +1,148 @@
+"""What a model that learned from the first loans is worth on all later ones, and how many of these its proof takes.
+
+    python bench/credit_risk.py --logits logits.npz
+
+Real loans with their real dates (examples/credit_risk.py), in order of issue, each with what became of it within the
+horizon. The model is made as the trainer makes a first challenger, from the contract: fine-tuned on the first 88% of
+10,000 loans, calibrated on the others of these; then it never changes. Its logits of all later loans, half an hour of
+computing, go to the file, or are taken from there.
+
+The constant is generation 0, which says the contract's prior of every loan. A gain is the constant's loss less the
+model's, with the 95% interval of that paired difference over rows. `calibration error` is the debiased one; `within
+grades` is the mean distance, over rows, from what was said of the loans of a grade to what happened to them
+(calibration in parts, as Hébert-Johnson et al. 2018, "Multicalibration", ICML, ask for it).
+
+The second table says how many rows the gate takes, in quartiles, if it begins to judge at any of the next 20,000 rows:
+with stakes that hold for any loss, and with those that what both models said allows.
+"""
+
+from __future__ import annotations
+
+import argparse
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from machine import machine
+from numpy.typing import NDArray
+
+from accrual import scores
+from accrual.contract import Contract, load_contract
+from accrual.encoder import Encoder, base_folder
+from examples.credit_risk import ROWS, cases
+from trainer.calibrate import calibrate
+from trainer.finetune import fine_tune
+from trainer.gate import LARGEST_LOSS, STAKES, spent_alpha, stake_of
+from trainer.pool import KEPT_BACK
+
+Floats = NDArray[np.floating[Any]]
+CONTRACT = Path(__file__).parents[1] / "schemas" / "contracts" / "credit-risk.yaml"
+SEED = 7
+LEARN = 10_000
+CHOSEN_BY = 20_000  # what comes after this row had no part in the choice of the contract's options
+WINDOW, BEGINNINGS = 1000, 20
+
+
+def main() -> None:
+    """Learn, say, compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--logits", type=Path, required=True, metavar="FILE", help="of all loans not learned from")
+    file, contract = parser.parse_args().logits, load_contract(CONTRACT)
+    horizon, classes = timedelta(microseconds=contract.horizon_us), contract.output.classes
+    texts, labels, grades = [], [], []
+    for loan in cases(contract, ROWS, SEED):
+        known = [values for at, values in loan.outcomes if at <= loan.predicted_at + horizon]
+        texts.append(contract.render(loan.inputs))
+        labels.append(contract.label_of(known[-1]) if known else contract.on_expiry)
+        grades.append(loan.inputs["grade"])
+    learned, truth = int(LEARN * (1 - KEPT_BACK)), scores.indices_of(labels, classes)
+    if not file.exists():
+        np.savez(file, logits=_logits(contract, texts, labels, learned))
+    logits, late = np.load(file)["logits"], slice(learned, LEARN)
+    calibrator = calibrate(logits[: LEARN - learned], truth[late], contract.training.calibration)
+    said = calibrator.probabilities(logits[LEARN - learned :])
+    constant = np.tile([(contract.output.prior or {})[name] for name in classes], (len(said), 1))
+    print(
+        f"Calibrated by {calibrator.method}, temperature {calibrator.temperature}.\n\n"
+        "| loans | model | said | was | Brier | gain | log-loss | gain"
+        " | ECE | calibration error | within grades | AUROC |\n"
+        "|---|---|---:|---:|---:|---|---:|---|---:|---:|---:|---:|"
+    )
+    for begin, end in ((LEARN, CHOSEN_BY), (CHOSEN_BY, len(truth)), (LEARN, len(truth))):
+        some, of = slice(begin - LEARN, end - LEARN), slice(begin, end)
+        for name, model in (("constant", constant), ("model", said)):
+            print_row(f"{begin + 1:,} to {end:,} | {name}", model[some], constant[some], truth[of], grades[of])
+    print_rows_needed(said, constant, truth[LEARN:])
+    print(f"\n{machine()}")
+
+
+def print_row(name: str, said: Floats, constant: Floats, truth: NDArray[np.int64], grades: list[str]) -> None:
+    """A line of the first table."""
+    brier = scores.brier_per_row(said, truth), scores.brier_per_row(constant, truth)
+    loss = scores.log_loss_per_row(said, truth), scores.log_loss_per_row(constant, truth)
+    auroc = scores.auroc(said[:, 1], truth == 1) or 0.5
+    print(
+        f"| {name} | {said[:, 1].mean():.4f} | {(truth == 1).mean():.4f} | {brier[0].mean():.4f} | {gain(*brier)}"
+        f" | {loss[0].mean():.4f} | {gain(*loss)} | {scores.ece(said, truth):.4f}"
+        f" | {scores.calibration_error(said, truth):.4f} | {within(grades, said, truth):.4f} | {auroc:.3f} |"
+    )
+
+
+def gain(ours: Floats, theirs: Floats) -> str:
+    """By how much `ours` is lower, and the interval; nothing where they are the same."""
+    paired = np.asarray(theirs - ours, dtype=np.float64)
+    low, high = scores.interval_of_mean(paired)
+    return f"{paired.mean():+.4f} ({low:+.4f} to {high:+.4f})" if paired.any() else ""
+
+
+def within(groups: list[str], said: Floats, truth: NDArray[np.int64]) -> float:
+    """How far what was said of a group is from what happened to it, over all rows."""
+    number = np.unique(groups, return_inverse=True)[1]
+    return float(np.abs(np.bincount(number, weights=said[:, 1] - (truth == 1))).sum() / len(number))
+
+
+def print_rows_needed(said: Floats, constant: Floats, truth: NDArray[np.int64]) -> None:
+    """The second table: each window's stakes are those that its rows allow, as in trainer/evaluate.py."""
+    p, q = said[:, 1], constant[:, 1]
+    gains = scores.brier_per_row(constant, truth) - scores.brier_per_row(said, truth)
+    losses = 2 * np.abs(p - q) * np.where(p > q, p + q, 2 - p - q)
+    rows = len(gains) // WINDOW * WINDOW
+    most = np.repeat(losses[:rows].reshape(-1, WINDOW).max(axis=1), WINDOW)
+    print(
+        f"\nA row's gain {gains.mean():.4f}, spread {gains.std():.4f}; most that one can lose {losses.max():.3f}.\n\n"
+        "| challenger | evidence | rows, any loss | rows, by what was said |\n|---|---:|---|---|"
+    )
+    for nth in (1, 2, 3):
+        needed = 1 / spent_alpha(0.05, nth)
+        cells = [quartiles(needed, gains[:rows], of) for of in (np.full(rows, LARGEST_LOSS), most)]
+        print(f"| {nth} | {needed:.0f} | {cells[0]} | {cells[1]} |")
+
+
+def quartiles(needed: float, gains: Floats, most: Floats) -> str:
+    """Rows until the wealth reaches that: median, and where half of the beginnings lie."""
+    found = []
+    for begin in range(0, BEGINNINGS * WINDOW, WINDOW):
+        ends = [np.cumsum(np.log1p(stake_of(share, most[begin:]) * gains[begin:])) for share in STAKES]
+        reached = np.flatnonzero(np.exp(ends).mean(axis=0) >= needed)
+        found.append(float(reached[0]) + 1 if len(reached) else np.inf)
+    low, median, high = np.quantile(found, [0.25, 0.5, 0.75])
+    return f"{median:,.0f} ({low:,.0f} to {high:,.0f})"
+
+
+def _logits(contract: Contract, texts: list[str], labels: list[str], learned: int) -> Floats:
+    """Of all rows that are not learned from, [rows, classes]."""
+    training = contract.training
+    tuned = fine_tune(
+        Encoder.load(base_folder("minilm"), training.max_tokens),
+        texts[:learned],
+        labels[:learned],
+        contract.output.classes,
+        training,
+        training.seed,
+    )
+    return tuned.logits(texts[learned:])
+
+
+if __name__ == "__main__":
+    main()
