@@ -128,7 +128,8 @@ def of_two(window: int, seed: int, labels: tuple[int, int] = (0, 2)) -> Scored:
     p = np.random.default_rng(seed).uniform(0, 1, 90)
     truth = np.random.default_rng(window).integers(*labels, 90)
     place = Window("loans", window, 7, AT, AT, 0.9)
-    return Scored("m", place, [], judged(np.column_stack([1 - p, p]), truth), [()] * 90)
+    ids = pa.chunked_array([pa.array([], pa.string())])
+    return Scored("m", place, ids, judged(np.column_stack([1 - p, p]), truth), [()], np.zeros(90, dtype=np.int32))
 
 
 def test_the_most_that_a_row_can_lose_is_what_it_loses_when_the_worst_comes_true() -> None:
