@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,17 @@ def two_processes(what: str) -> list[tuple[int, str]]:
     return [(process.returncode, one) for process, one in zip(running, said, strict=True)]
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As in the processes: several threads of one computation wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_with_half_a_base_each_two_processes_come_to_what_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
     small_batches(monkeypatch)
     alone = encoder(sharded=False), generator(sharded=False)
