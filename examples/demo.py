@@ -60,7 +60,7 @@ PLANS = {
     "argument-ranking": Plan(rows=5_000, minutes=3.5),
     "restaurant-texts": Plan(rows=400, minutes=20.0),
     "venue-replies": Plan(rows=2_460, minutes=20.0),
-    "venue-choices": Plan(rows=600, minutes=20.0),
+    "venue-choices": Plan(rows=1_091, minutes=20.0),
 }
 QUICK = {
     "support-intents": Plan(rows=3000, minutes=1.2, window_rows=400),
