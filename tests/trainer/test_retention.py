@@ -191,6 +191,7 @@ def hard() -> Training:
         seed=1,
         start=None,
         checkpoint=None,
+        sharded=False,
     )
 
 
