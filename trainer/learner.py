@@ -146,12 +146,6 @@ class Critic:
         return binary_cross_entropy_with_logits(log_odds, self._truth[rows], self._counts[rows], reduction="sum")
 
 
-def _log_odds(truth: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """What a model that knows only the shares says of the second class, as if there had been one row more of each."""
-    ones, rows = (truth * counts).sum(), counts.sum()
-    return torch.log((ones + 1) / (rows - ones + 1))
-
-
 class Writer:
     """The adapter of a generator: what it learns is each token of the completions, given all before it."""
 
@@ -185,3 +179,9 @@ class Writer:
         sizes = [len(row.tokens) - row.start for row in some]
         means = torch.stack([part.mean() for part in torch.split(by_token, sizes)])
         return (means * self._counts[rows]).sum()
+
+
+def _log_odds(truth: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """What a model that knows only the shares says of the second class, as if there had been one row more of each."""
+    ones, rows = (truth * counts).sum(), counts.sum()
+    return torch.log((ones + 1) / (rows - ones + 1))
