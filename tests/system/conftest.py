@@ -13,7 +13,7 @@ import pytest
 from examples.figures import Figures
 
 ROOT = Path(__file__).parents[2]
-SHORT = ("--rows", "2000", "--minutes", "0.8")
+SHORT = ("--rows", "2000", "--minutes", "1")
 
 
 class QuickDemo(msgspec.Struct, frozen=True):
