@@ -11,16 +11,14 @@ Each runs in a process of its own, on all cores; the books must balance.
 from __future__ import annotations
 
 import argparse
-import resource
+import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from multiprocessing import get_context
 from pathlib import Path
-from typing import TypeVar
 
 from machine import machine
+from measure import in_process, peak_mib
 
 from accrual.config import Config
 from accrual.contract import load_contracts
@@ -39,7 +37,6 @@ horizon: 1d
 on_expiry: low
 training: {template: '{text}', window_rows: 100000}
 """
-_T = TypeVar("_T")
 PARTITIONS = 4
 DAYS = 60
 
@@ -98,12 +95,12 @@ def main() -> None:
     given = _arguments()
     with tempfile.TemporaryDirectory(prefix="accrual-bench-", dir=given.folder) as folder:
         config = _settings(Path(folder))
-        counts = _in_process(_make, config, given.rows)
+        counts = in_process(_make, config, given.rows)
         print(
             f"{sum(counts.values()):,} rows: " + ", ".join(f"{n:,} {table}" for table, n in counts.items()), flush=True
         )
-        reading = _in_process(_read, config)
-        audited = _in_process(_audit, config)
+        reading = in_process(_read, config)
+        audited = in_process(_audit, config)
     print("\n| | s | rows/s | to reading | peak RSS MiB |\n|---|---:|---:|---:|---:|")
     for name, (seconds, peak) in (("audit", audited), ("reading every column", reading)):
         rate = sum(counts.values()) / seconds
@@ -149,7 +146,7 @@ def _audit(config: Config) -> tuple[float, float]:
         seconds = time.monotonic() - started
     if not found.balanced:
         sys.exit(f"the books do not balance: {found.differences[:5]} {found.balances[:3]} {found.coverage}")
-    return seconds, _peak_mib()
+    return seconds, peak_mib(os.getpid())
 
 
 def _read(config: Config) -> tuple[float, float]:
@@ -157,17 +154,7 @@ def _read(config: Config) -> tuple[float, float]:
         started = time.monotonic()
         for table in ("predictions", "outcomes", "ground_truth_history"):
             lake.rows(f"select bit_xor(hash(t)) from {table} t")
-        return time.monotonic() - started, _peak_mib()
-
-
-def _peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def _in_process(function: Callable[..., _T], *arguments: object) -> _T:
-    """Run it in a process of its own, so that it finds nothing in memory and its peak is its own."""
-    with get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
+        return time.monotonic() - started, peak_mib(os.getpid())
 
 
 def _arguments() -> argparse.Namespace:

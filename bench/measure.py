@@ -7,11 +7,14 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 _TICKS = os.sysconf("SC_CLK_TCK")
+_T = TypeVar("_T")
 
 
 def cpu_seconds(pid: int) -> float:
@@ -25,6 +28,12 @@ def peak_mib(pid: int) -> float:
     status = Path(f"/proc/{pid}/status").read_text()
     [line] = [line for line in status.splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) / 1024
+
+
+def in_process(function: Callable[..., _T], *arguments: object) -> _T:
+    """Run it in a process of its own, so that it finds nothing in memory and its peak is its own."""
+    with get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
 
 
 def percentile(values: Sequence[float], percent: int) -> float:

@@ -31,7 +31,7 @@ from examples.venue_replies import cases
 from trainer.calibrate import calibrate
 from trainer.finetune_preference import TunedPreference, fine_tune_preference
 from trainer.learner import Critic
-from trainer.precision import Precision, computing_in
+from trainer.precision import Precision
 
 CONTRACT = load_contract(Path(__file__).parents[1] / "schemas" / "contracts" / "venue-replies.yaml")
 
@@ -47,13 +47,6 @@ class Kto(Critic):
         gained = self._beta * (ratios[:, 0] - reference) * (2 * liked - 1)
         weight = torch.where(liked == 1, 0.5 / ups, 0.5 / (1 - ups))
         return (weight * (1 - torch.sigmoid(gained))).sum() + 0 * self.bias
-
-    def _ratios(self, rows: Sequence[int], precision: Precision) -> torch.Tensor:
-        texts = [row * self._each + n for row in rows for n in range(self._each)]
-        self._begin.states = self._states.of(texts)
-        with computing_in(precision, self.device):
-            own = self._generator.log_likelihoods([self._texts[text] for text in texts])
-        return (own - self._by_base[texts]).view(len(rows), self._each)
 
 
 def main() -> None:

@@ -14,17 +14,16 @@ takes neither memory nor time, so the figures are those of the rows alone.
 from __future__ import annotations
 
 import argparse
-import resource
+import os
 import tempfile
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
 from machine import machine
+from measure import in_process, peak_mib
 
 from accrual.config import Config
 from accrual.contract import Contract, load_contract
@@ -81,9 +80,9 @@ def main() -> None:
     for rows in sizes:
         with tempfile.TemporaryDirectory(prefix="accrual-bench-", dir=given.folder) as folder:
             config = _settings(Path(folder))
-            _in_process(_make, config, rows)
+            in_process(_make, config, rows)
             for name, function in (("opening the lake", _open), ("selection", _select), ("judging", _judge)):
-                costs.setdefault(name, []).append(_in_process(function, config))
+                costs.setdefault(name, []).append(in_process(function, config))
                 print(f"{rows:,} rows, {name}: {costs[name][-1]}", flush=True)
     print("\n| | rows | kept | s | peak RSS MiB | to a tenth of the rows |\n|---|---:|---:|---:|---:|---:|")
     for name, (tenth, whole) in costs.items():
@@ -111,7 +110,7 @@ def _make(config: Config, rows: int) -> Cost:
         _seal(lake, 2, START + timedelta(days=1), DAYS - 1, rows)
     key = load_or_make_signing_key(config.signing_key, config.public_key)
     freeze_generation_0(config.model_store, key, _contract(config), "minilm")
-    return Cost(rows, time.monotonic() - started, _peak_mib())
+    return Cost(rows, time.monotonic() - started, peak_mib(os.getpid()))
 
 
 def _seal(lake: WritableLake, window: int, begin: datetime, days: int, rows: int) -> None:
@@ -132,7 +131,7 @@ def _seal(lake: WritableLake, window: int, begin: datetime, days: int, rows: int
 def _open(config: Config) -> Cost:
     started = time.monotonic()
     _newest_window(config)
-    return Cost(0, time.monotonic() - started, _peak_mib())
+    return Cost(0, time.monotonic() - started, peak_mib(os.getpid()))
 
 
 def _select(config: Config) -> Cost:
@@ -140,7 +139,7 @@ def _select(config: Config) -> Cost:
     window = _newest_window(config)
     with open_lake(config, at_snapshot=window.snapshot_id, memory=LAKE_MEMORY) as lake:
         selection = select(lake, _contract(config), [window], seed=1)
-    return Cost(selection.new + selection.replayed, time.monotonic() - started, _peak_mib())
+    return Cost(selection.new + selection.replayed, time.monotonic() - started, peak_mib(os.getpid()))
 
 
 def _judge(config: Config) -> Cost:
@@ -157,7 +156,7 @@ def _judge(config: Config) -> Cost:
     rise = calibration_error_of(ours) - calibration_error_of(theirs)
     judge(gains, 1, rise, contract.gate, by_slice(ours, gains))
     entries = [one.entry("run", "champion", START) for one in scored]
-    return Cost(entries[0].rows, time.monotonic() - started, _peak_mib())
+    return Cost(entries[0].rows, time.monotonic() - started, peak_mib(os.getpid()))
 
 
 def _contract(config: Config) -> Contract:
@@ -167,16 +166,6 @@ def _contract(config: Config) -> Contract:
 def _newest_window(config: Config) -> Window:
     with open_lake(config) as lake:
         return sealed_windows(lake, "tickets")[-1]
-
-
-def _peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def _in_process(function: Callable[..., Cost], *arguments: object) -> Cost:
-    """Run it in a process of its own, so that it finds nothing in memory and its peak is its own."""
-    with get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
 
 
 def _arguments() -> argparse.Namespace:

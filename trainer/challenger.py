@@ -162,6 +162,7 @@ def _train_together(training: Training) -> Made:
 
 def _train(training: Training) -> Made:
     options, start, model = training.options, training.start, _load(training, training.options.quantize)
+    adapter = start.adapter if start is not None else None
     if isinstance(model, Generator) and training.output.one_of_classes:
         return fine_tune_preference(
             model,
@@ -171,7 +172,7 @@ def _train(training: Training) -> Made:
             options,
             training.seed,
             weights=training.weights,
-            start=start.adapter if start is not None else None,
+            start=adapter,
             checkpoint=training.checkpoint,
             sharded=training.sharded,
         )
@@ -183,7 +184,7 @@ def _train(training: Training) -> Made:
             options,
             training.seed,
             weights=training.weights,
-            start=start.adapter if start is not None else None,
+            start=adapter,
             checkpoint=training.checkpoint,
             sharded=training.sharded,
         )

@@ -34,7 +34,7 @@ from accrual.output import Output
 from accrual.scores import truth_of
 from trainer.adapter import States, frozen_states, starting_at
 from trainer.checkpoint import Checkpoint, key_of
-from trainer.learner import Classifier, Rows, counts_of, watched_of
+from trainer.learner import Classifier, Rows, counts_of, texts_of, watched_of
 from trainer.loop import Loop
 from trainer.precision import Precision
 from trainer.prepare import prepare
@@ -131,7 +131,7 @@ def _frozen(
 ) -> tuple[States, torch.Tensor]:
     """For each text of this rank the states that enter layer `first`, and for all rows their vectors by now."""
     each, ranks = encoder.texts_a_row, Ranks()
-    mine = [each * row + n for row in ranks.mine(range(len(tokens) // each)) for n in range(each)]
+    mine = texts_of(ranks.mine(range(len(tokens) // each)), each)
     vectors = torch.zeros(len(tokens), encoder.model.config.hidden_size, device=encoder.device)
 
     def forward(texts: list[int]) -> None:

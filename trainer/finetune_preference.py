@@ -23,7 +23,7 @@ from accrual.generator import Generator
 from accrual.scores import indices_of
 from trainer.adapter import frozen_states, starting_at
 from trainer.checkpoint import Checkpoint, key_of
-from trainer.learner import Critic, counts_of, watched_of
+from trainer.learner import Critic, counts_of, texts_of, watched_of
 from trainer.loop import Loop
 from trainer.precision import Precision
 from trainer.prepare import prepare
@@ -75,7 +75,7 @@ def fine_tune_preference(
     key = key_of(generator.model, rows, labels, training, seed, weights, begun_at) if checkpoint else ""
     ready, device = prepare(generator, len(rows), training, start, sharded), generator.device
     texts, each = reward.written(generator, rows), len(rows[0]) - 1
-    mine = [each * row + n for row in Ranks().mine(range(len(rows))) for n in range(each)]
+    mine = texts_of(Ranks().mine(range(len(rows))), each)
     by_base = torch.zeros(len(texts), device=device)
 
     def forward(some: list[int]) -> None:

@@ -52,7 +52,18 @@ class Rows:
 
     def texts_of(self, rows: Sequence[int]) -> list[int]:
         """The numbers of the texts of some rows."""
-        return [row * self.texts_a_row + n for row in rows for n in range(self.texts_a_row)]
+        return texts_of(rows, self.texts_a_row)
+
+
+def texts_of(rows: Sequence[int], each: int) -> list[int]:
+    """The numbers of the texts of some rows, which have `each` of them, one behind the other."""
+    return [each * row + n for row in rows for n in range(each)]
+
+
+def lengths_of(texts: Sequence[Sequence[int]], each: int) -> list[int]:
+    """The tokens that each row costs: its longest text, so many times, since that is what the others are padded to."""
+    sizes = [len(tokens) for tokens in texts]
+    return [each * max(sizes[at : at + each]) for at in range(0, len(sizes), each)]
 
 
 def counts_of(weights: Sequence[float] | None, rows: int) -> torch.Tensor:
@@ -80,10 +91,8 @@ class Classifier:
         self._head = head
         self._rows = rows
         self._begin = begin
-        each, n = [len(text) for text in rows.tokens], rows.texts_a_row
         self.weights = [p for p in encoder.model.parameters() if p.requires_grad] + list(head.parameters())
-        # A pair costs its longer text twice: that is what the shorter one is padded to.
-        self.lengths = [n * max(each[at : at + n]) for at in range(0, len(each), n)]
+        self.lengths = lengths_of(rows.tokens, rows.texts_a_row)
         self.watched = watched
         several = rows.truth.dim() == 2
         self.guessing = head.out_features * math.log(2) if several else math.log(head.out_features)
@@ -129,21 +138,23 @@ class Critic:
         self._signs = torch.tensor(SIGNS[self._each], device=generator.device)
         self.bias = torch.nn.Parameter(_log_odds(self._truth, counts))
         self.weights = [p for p in generator.model.parameters() if p.requires_grad] + [self.bias]
-        sizes = [len(text.tokens) for text in texts]
-        self.lengths = [self._each * max(sizes[at : at + self._each]) for at in range(0, len(sizes), self._each)]
+        self.lengths = lengths_of([text.tokens for text in texts], self._each)
         self.watched = watched
         self.guessing = math.log(2)
         self.device = generator.device
 
     def loss(self, rows: Sequence[int], precision: Precision) -> torch.Tensor:
         """Cross-entropy of the rows' labels."""
-        texts = [row * self._each + n for row in rows for n in range(self._each)]
+        log_odds = self._beta * self._ratios(rows, precision) @ self._signs + self.bias
+        return binary_cross_entropy_with_logits(log_odds, self._truth[rows], self._counts[rows], reduction="sum")
+
+    def _ratios(self, rows: Sequence[int], precision: Precision) -> torch.Tensor:
+        """By how much each text is likelier than to the base, as a logarithm, [rows, texts a row]."""
+        texts = texts_of(rows, self._each)
         self._begin.states = self._states.of(texts).to(self.device)
         with computing_in(precision, self.device):
             own = self._generator.log_likelihoods([self._texts[text] for text in texts])
-        ratios = (own - self._by_base[texts]).view(len(rows), self._each)
-        log_odds = self._beta * ratios @ self._signs + self.bias
-        return binary_cross_entropy_with_logits(log_odds, self._truth[rows], self._counts[rows], reduction="sum")
+        return (own - self._by_base[texts]).view(len(rows), self._each)
 
 
 class Writer:
