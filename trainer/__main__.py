@@ -128,17 +128,19 @@ def _foretell(config: Config, contracts: Mapping[str, Contract], streams: Sequen
 def _take_part() -> None:
     """Be one of several processes that train together, and not the one that is the trainer."""
     from trainer.challenger import take_part
-    from trainer.ranks import join
+    from trainer.ranks import join, leave
 
     join()
     take_part()
+    leave()
 
 
 def _dismiss() -> None:
     """Tell the processes that train together with this one that there is no more to do."""
-    from trainer.ranks import Ranks
+    from trainer.ranks import Ranks, leave
 
     Ranks().shared(None)
+    leave()
 
 
 def _make_trainer(config: Config, contracts: Mapping[str, Contract]) -> Trainer:

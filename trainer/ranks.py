@@ -27,6 +27,12 @@ def join() -> Ranks:
     return Ranks()
 
 
+def leave() -> None:
+    """Leave the group, if this process is in one: its threads must have ended before the process does."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 class Ranks:
     """This process's place among those that train together."""
 
