@@ -4,13 +4,18 @@
 
 Real loans with their real dates (examples/credit_risk.py), in order of issue, each with what became of it within the
 horizon. The model is made as the trainer makes a first challenger, from the contract: fine-tuned on the first 88% of
-10,000 loans, calibrated on the others of these; then it never changes. Its logits of all later loans, half an hour of
-computing, go to the file, or are taken from there.
+10,000 loans, calibrated on the others of these; then it never changes.
 
-The constant is generation 0, which says the contract's prior of every loan. A gain is the constant's loss less the
-model's, with the 95% interval of that paired difference over rows. `calibration error` is the debiased one; `within
-grades` is the mean distance, over rows, from what was said of the loans of a grade to what happened to them
-(calibration in parts, as Hébert-Johnson et al. 2018, "Multicalibration", ICML, ask for it).
+The naive choice is the same training on the day when the last of the 10,000 loans is as old as the horizon, from what
+had happened by then: all loans that had been paid or charged off, and no others. Both are judged on the loans issued
+after that day, which neither can have seen. The logits, half an hour of computing, go to the file, or are taken from
+there.
+
+The constant is generation 0, which says the contract's prior of every loan; the learned constant says the share in the
+10,000. A gain is the constant's loss less the model's, with the 95% interval of that paired difference over rows.
+`calibration error` is the debiased one; `within grades` is the mean distance, over rows, from what was said of the
+loans of a grade to what happened to them (calibration in parts, as Hébert-Johnson et al. 2018, "Multicalibration",
+ICML, ask for it).
 
 The second table says how many rows the gate takes, in quartiles, if it begins to judge at any of the next 20,000 rows:
 with stakes that hold for any loss, and with those that what both models said allows.
@@ -19,7 +24,7 @@ with stakes that hold for any loss, and with those that what both models said al
 from __future__ import annotations
 
 import argparse
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +35,7 @@ from numpy.typing import NDArray
 from accrual import scores
 from accrual.contract import Contract, load_contract
 from accrual.encoder import Encoder, base_folder
+from examples.case import Case
 from examples.credit_risk import ROWS, cases
 from trainer.calibrate import calibrate
 from trainer.finetune import fine_tune
@@ -49,31 +55,45 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--logits", type=Path, required=True, metavar="FILE", help="of all loans not learned from")
     file, contract = parser.parse_args().logits, load_contract(CONTRACT)
-    horizon, classes = timedelta(microseconds=contract.horizon_us), contract.output.classes
-    texts, labels, grades = [], [], []
-    for loan in cases(contract, ROWS, SEED):
-        known = [values for at, values in loan.outcomes if at <= loan.predicted_at + horizon]
-        texts.append(contract.render(loan.inputs))
-        labels.append(contract.label_of(known[-1]) if known else contract.on_expiry)
-        grades.append(loan.inputs["grade"])
-    learned, truth = int(LEARN * (1 - KEPT_BACK)), scores.indices_of(labels, classes)
+    loans, horizon = list(cases(contract, ROWS, SEED)), timedelta(microseconds=contract.horizon_us)
+    texts = [contract.render(loan.inputs) for loan in loans]
+    grades = [str(loan.inputs["grade"]) for loan in loans]
+    labels = [label_by(contract, loan, loan.predicted_at + horizon) or contract.on_expiry for loan in loans]
+    truth = scores.indices_of(labels, contract.output.classes)
+
+    ripe = loans[LEARN - 1].predicted_at + horizon  # the day on which what is learned is known
+    after = sum(loan.predicted_at < ripe for loan in loans)
+    happened = [label_by(contract, loan, ripe) for loan in loans]
+    come = [n for n, label in enumerate(happened) if label is not None]
+    learned, naively = int(LEARN * (1 - KEPT_BACK)), int(len(come) * (1 - KEPT_BACK))
     if not file.exists():
-        np.savez(file, logits=_logits(contract, texts, labels, learned))
-    logits, late = np.load(file)["logits"], slice(learned, LEARN)
-    calibrator = calibrate(logits[: LEARN - learned], truth[late], contract.training.calibration)
-    said = calibrator.probabilities(logits[LEARN - learned :])
-    constant = np.tile([(contract.output.prior or {})[name] for name in classes], (len(said), 1))
+        mature = _logits(contract, texts[:learned], labels[:learned], texts[learned:])
+        named = [texts[n] for n in come], [happened[n] or "" for n in come]
+        naive = _logits(contract, named[0][:naively], named[1][:naively], named[0][naively:] + texts[after:])
+        np.savez(file, mature=mature, naive=naive)
+    logits = np.load(file)
+    model = _calibrated(contract, logits["mature"], truth[learned:LEARN])
+    late = scores.indices_of([happened[n] or "" for n in come[naively:]], contract.output.classes)
+    naive = _calibrated(contract, logits["naive"], late)
     print(
-        f"Calibrated by {calibrator.method}, temperature {calibrator.temperature}.\n\n"
+        f"Issued after {ripe:%Y-%m-%d}: loan {after + 1:,} on. By then {len(come):,} had been paid or charged off"
+        f" ({np.mean([happened[n] == 'charged_off' for n in come]):.1%} of them charged off).\n\n"
         "| loans | model | said | was | Brier | gain | log-loss | gain"
         " | ECE | calibration error | within grades | AUROC |\n"
         "|---|---|---:|---:|---:|---|---:|---|---:|---:|---:|---:|"
     )
-    for begin, end in ((LEARN, CHOSEN_BY), (CHOSEN_BY, len(truth)), (LEARN, len(truth))):
-        some, of = slice(begin - LEARN, end - LEARN), slice(begin, end)
-        for name, model in (("constant", constant), ("model", said)):
-            print_row(f"{begin + 1:,} to {end:,} | {name}", model[some], constant[some], truth[of], grades[of])
-    print_rows_needed(said, constant, truth[LEARN:])
+    for begin, end in ((LEARN, CHOSEN_BY), (CHOSEN_BY, len(truth)), (LEARN, len(truth)), (after, len(truth))):
+        said = {
+            "constant": _always(contract, (contract.output.prior or {})["charged_off"], end - begin),
+            "learned constant": _always(contract, (truth[:LEARN] == 1).mean(), end - begin),
+            "model": model[begin - LEARN : end - LEARN],
+        }
+        if begin == after:
+            said["naive choice"] = naive
+        for name, probabilities in said.items():
+            line = f"{begin + 1:,} to {end:,} | {name}"
+            print_row(line, probabilities, said["constant"], truth[begin:end], grades[begin:end])
+    print_rows_needed(model, _always(contract, (contract.output.prior or {})["charged_off"], len(model)), truth[LEARN:])
     print(f"\n{machine()}")
 
 
@@ -130,18 +150,31 @@ def quartiles(needed: float, gains: Floats, most: Floats) -> str:
     return f"{median:,.0f} ({low:,.0f} to {high:,.0f})"
 
 
-def _logits(contract: Contract, texts: list[str], labels: list[str], learned: int) -> Floats:
-    """Of all rows that are not learned from, [rows, classes]."""
+def label_by(contract: Contract, loan: Case, moment: datetime) -> str | None:
+    """What had become of a loan by that moment, if anything had."""
+    known = [values for at, values in loan.outcomes if at <= moment]
+    return contract.label_of(known[-1]) if known else None
+
+
+def _logits(contract: Contract, learn: list[str], labels: list[str], ask: list[str]) -> Floats:
+    """Of the rows asked about, [rows, classes], by a model that learned from the others."""
     training = contract.training
-    tuned = fine_tune(
-        Encoder.load(base_folder("minilm"), training.max_tokens),
-        texts[:learned],
-        labels[:learned],
-        contract.output.classes,
-        training,
-        training.seed,
+    encoder = Encoder.load(base_folder("minilm"), training.max_tokens)
+    return fine_tune(encoder, learn, labels, contract.output.classes, training, training.seed).logits(ask)
+
+
+def _calibrated(contract: Contract, logits: Floats, kept_back: NDArray[np.int64]) -> Floats:
+    """Probabilities of the rows that follow those kept back, calibrated on these."""
+    calibrator = calibrate(logits[: len(kept_back)], kept_back, contract.training.calibration)
+    print(f"Calibrated by {calibrator.method}, temperature {calibrator.temperature}, on {len(kept_back):,} loans.")
+    return calibrator.probabilities(logits[len(kept_back) :])
+
+
+def _always(contract: Contract, charged_off: float, rows: int) -> Floats:
+    """The same of every loan."""
+    return np.tile(
+        [charged_off if name == "charged_off" else 1 - charged_off for name in contract.output.classes], (rows, 1)
     )
-    return tuned.logits(texts[learned:])
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@
     python bench/window_memory.py --rows 10000000      needs 5 GB of disk; most of an hour on two busy cores
 
 It makes two lakes (SQLite catalog, local files): each has a sealed window of labeled rows, with texts of some 300
-characters, and a tenth as many rows before; the second lake has ten times as many as the first. Selection and judging
-run in a process of their own each. What streams takes about as much memory for both.
+characters, and a tenth as many rows before; the second lake has ten times as many as the first. One prediction was
+erased, so each row is looked up among those that are left. Selection and judging run in a process of their own each.
+What streams takes about as much memory for both.
 
 Judged is as a cycle judges, and three times as the models of one are, by a model that says the same of every row: it
 takes neither memory nor time, so the figures are those of the rows alone.
@@ -62,6 +63,11 @@ select 'tickets' as stream, format('0199{:08x}-7000-8000-{:012x}', n, hash(n) % 
     now() as arrived_at
 from range($first, $first + $rows) t(n)
 """
+_PREDICTIONS = """
+insert into lake.predictions by name
+select stream, prediction_id, model, predicted_at, day, "partition", "offset", arrived_at
+from lake.ground_truth_history where "offset" <> $erased
+"""
 
 
 class Cost(NamedTuple):
@@ -106,6 +112,8 @@ def _make(config: Config, rows: int) -> Cost:
     with open_lake_for_writing(config) as lake:
         for day in range(DAYS):
             lake.rows(_DAY, {"start": START + timedelta(days=day), "first": day * a_day, "rows": a_day})
+        lake.rows(_PREDICTIONS, {"erased": rows})
+        lake.append({"erasures": pa.Table.from_pylist([{"stream": "tickets", "at": START}], TABLES["erasures"])})
         _seal(lake, 1, START, 1, a_day)
         _seal(lake, 2, START + timedelta(days=1), DAYS - 1, rows)
     key = load_or_make_signing_key(config.signing_key, config.public_key)

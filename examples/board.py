@@ -233,7 +233,7 @@ class Board:
 
     def _trainer(self) -> str:
         if self.run is None:
-            return "no window sealed yet" if self.champion else "making generation 0"
+            return "no challenger yet" if self.champion else "making generation 0"
         about = f"challenger {self.run.version} ({self.run.rows_new:,} new rows)"
         if self.run.state in ("promoted", "rejected"):
             return f"{about} {self.run.state}: {self.run.reason}"

@@ -174,11 +174,11 @@ def _free_port() -> int:
 def _watch(console: Console, supervisor: Supervisor, board: Board, stream: str) -> None:
     """Show the run until the service has ended and no window is left for the trainer to judge a challenger on.
 
-    A trainer that says nothing new for `_SILENT_S` seconds after that is not waited for.
+    A trainer that says nothing new for `_SILENT_S` seconds after that, and after the last window, is not waited for.
     """
     service = supervisor.workers["service"]
     heard = said = time.monotonic()
-    last = board.run
+    last = board.run, board.sealed
     try:
         with Live(console=console, refresh_per_second=4, transient=True) as live:
             while time.monotonic() - heard < _SILENT_S:
@@ -193,8 +193,8 @@ def _watch(console: Console, supervisor: Supervisor, board: Board, stream: str) 
                     console.print(board.line(), soft_wrap=True)
                 if service.finished and board.is_settled(_QUIET_S):
                     return
-                if not service.finished or board.run != last:
-                    heard, last = time.monotonic(), board.run
+                if not service.finished or (board.run, board.sealed) != last:
+                    heard, last = time.monotonic(), (board.run, board.sealed)
     finally:
         board.close()
     console.print(f"The trainer has said nothing new for {_SILENT_S:.0f} s; going on without its verdict.")

@@ -19,6 +19,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 
 import msgspec
 
@@ -111,14 +112,14 @@ class Trainer:
         """What triggers ask for, gathered when it is asked for, and again of the same windows after a minute."""
         said, stream = self._ledger, contract.stream
 
-        def rises(now: Window) -> tuple[float | None, float | None]:
-            return rises_of(said, stream, lambda champion: self._score(contract, champion.bundle, [now])[0])
+        def scored(champion: Generation, now: Window) -> Scored:
+            return self._score(contract, champion.bundle, [now])[0]
 
         def facts_of(new: Sequence[Window]) -> Facts:
             asked = new[-1].window, said.last_tried(stream)
             before, at, facts = self._gathered.get(stream, (None, 0.0, None))
             if facts is None or before != asked or time.monotonic() - at > FRESH_S:
-                facts = gather(lake, said, contract, windows, new, rises)
+                facts = gather(lake, said, contract, windows, new, partial(rises_of, said, stream, scored))
                 self._gathered[stream] = asked, time.monotonic(), facts
             return facts
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 
 from accrual.config import Config
 from accrual.contract import Contract
 from accrual.lake import open_lake
+from accrual.ledger import Generation
 from accrual.predictor import Predictor
-from trainer.evaluate import score
+from trainer.evaluate import Scored, score
 from trainer.plan import gather, plan_of, rises_of
 from trainer.publish import Said
-from trainer.select import LAKE_MEMORY, rows_of, sealed_windows, select
+from trainer.select import LAKE_MEMORY, Window, rows_of, sealed_windows, select
+from trainer.triggers import Facts
 
 
 def foretell(config: Config, said: Said, contract: Contract, by_hand: bool) -> str:
@@ -19,29 +23,17 @@ def foretell(config: Config, said: Said, contract: Contract, by_hand: bool) -> s
     stream = contract.stream
     with open_lake(config, memory=LAKE_MEMORY) as lake:
         windows = sealed_windows(lake, stream)
-        plan = plan_of(
-            said,
-            contract,
-            windows,
-            lambda new: gather(
-                lake,
-                said,
-                contract,
-                windows,
-                new,
-                lambda now: rises_of(
-                    said,
-                    stream,
-                    lambda champion: score(
-                        Predictor.load(config.model_store / champion.bundle, config),
-                        now,
-                        rows_of(lake, contract, now),
-                    ),
-                ),
-            ),
-            datetime.now(UTC),
-            by_hand,
-        )
+
+        def scored(champion: Generation, now: Window) -> Scored:
+            return score(
+                Predictor.load(config.model_store / champion.bundle, config), now, rows_of(lake, contract, now)
+            )
+
+        def facts_of(new: Sequence[Window]) -> Facts:
+            rises = partial(rises_of, said, stream, scored)
+            return gather(lake, said, contract, windows, new, rises)
+
+        plan = plan_of(said, contract, windows, facts_of, datetime.now(UTC), by_hand)
     if plan.step == "wait":
         return f"{stream}: would wait: {plan.reason}"
     if plan.step == "judge":

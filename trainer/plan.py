@@ -126,8 +126,10 @@ def gather(
     )
 
 
-def rises_of(said: Said, stream: str, scored: Callable[[Generation], Scored]) -> tuple[float | None, float | None]:
-    """How much worse the champion is, as `scored` finds it, than on the window that it was promoted by.
+def rises_of(
+    said: Said, stream: str, scored: Callable[[Generation, Window], Scored], on: Window
+) -> tuple[float | None, float | None]:
+    """How much worse the champion is on a window, as `scored` finds it there, than on the one that it was promoted by.
 
     By Brier score and by ECE; not known of a generation 0, which nothing has judged.
     """
@@ -135,7 +137,7 @@ def rises_of(said: Said, stream: str, scored: Callable[[Generation], Scored]) ->
     then = [e for e in said.evaluations(champion.run_id) if e.role == "challenger"] if champion else []
     if champion is None or not then:
         return None, None
-    now = scored(champion)
+    now = scored(champion, on)
     return float(now.judged.brier.mean()) - then[-1].brier, now.judged.ece - then[-1].ece
 
 
