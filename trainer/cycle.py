@@ -252,6 +252,7 @@ class Trainer:
             contract.gate,
             by_slice(ours, gains),
             losses_of(ours, theirs),
+            [part.counts for part in ours],
         )
         entries = [
             ours[-1].entry(

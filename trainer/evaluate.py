@@ -30,8 +30,8 @@ MOST_SLICES = 100  # a field of many values by mistake must not make an entry th
 class Scored(msgspec.Struct, frozen=True):
     """What a model said of a window's rows, beside what was true; figures and the gate's evidence follow from it.
 
-    By row, oldest first: `ids`, `judged`, and `combination`, the place among `combinations` of the names (`grade=C`) of
-    all slices that the row is in.
+    By row, oldest first: `ids`, `judged`, `combination`, the place among `combinations` of the names (`grade=C`) of all
+    slices that the row is in, and `counts`, how much it counts by `training.control`, 1 at most.
     """
 
     model: str
@@ -40,6 +40,7 @@ class Scored(msgspec.Struct, frozen=True):
     judged: Judged
     combinations: list[tuple[str, ...]]
     combination: NDArray[np.int32]
+    counts: NDArray[np.float64]
 
     def inside(self, name: str) -> NDArray[np.bool_]:
         """By row, whether it is in a slice."""
@@ -92,12 +93,21 @@ def score(predictor: Predictor, window: Window, rows: Iterable[Row]) -> Scored:
     parts: list[Judged] = []
     places: dict[tuple[str, ...], int] = {}
     combination: list[NDArray[np.int32]] = []
+    weights: list[NDArray[np.float64]] = []
     for some in _batched(rows):
         ids.append(pa.array([row.prediction_id for row in some], pa.string()))
         parts.append(predictor.judge([row.text for row in some], [row.label for row in some]))
         combination.append(np.array([places.setdefault(row.slices, len(places)) for row in some], dtype=np.int32))
+        weights.append(np.array([row.weight for row in some], dtype=np.float64))
+    counts = np.concatenate(weights)
     return Scored(
-        predictor.model, window, pa.chunked_array(ids), together(parts), list(places), np.concatenate(combination)
+        predictor.model,
+        window,
+        pa.chunked_array(ids),
+        together(parts),
+        list(places),
+        np.concatenate(combination),
+        counts / counts.max(initial=1e-9),
     )
 
 

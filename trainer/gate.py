@@ -13,7 +13,8 @@ No row may take more than there is. Differences of Brier scores lie in [-2, 2], 
 both models say of a window's rows is known before the labels count, and so is the most that one of them can lose: where
 6% stand against 10% that is 0.013. So each window's stakes may be as high as its rows allow. Rare events ask for that:
 forecasts differ little there, and the best stake, about mean / variance of g, is above 1/2. All rows of a window have
-the same stake, since the claim is about their mean.
+the same stake, since the claim is about their mean. Where rows count less than others, by what is known of them before
+their labels, g is multiplied by that share: the claim is then about the weighted mean.
 
     Waudby-Smith and Ramdas 2024, "Estimating means of bounded random variables by betting", JRSS B 86(1)
     Ramdas, Grünwald, Vovk and Shafer 2023, "Game-theoretic statistics and safe anytime-valid inference", Stat. Sci. 38
@@ -52,6 +53,7 @@ _ROUNDING = 1e-9
 _NAMED = 5  # slices, in a reason
 
 Gains = NDArray[np.float64]  # [rows]: the champion's Brier score less the challenger's
+Counts = NDArray[np.float64]  # [rows]
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -73,20 +75,24 @@ def judge(
     gate: Gate,
     slices: Mapping[str, Gains] | None = None,
     losses: Sequence[float] | None = None,
+    counts: Sequence[Counts] | None = None,
 ) -> Verdict:
     """The verdict on the `nth` challenger of a stream (counted from 1) after some windows.
 
     `gains`: for each judged window the rows' champion's Brier score less the challenger's. `ece_increase`: the
     challenger's calibration error on those rows less the champion's. `slices`: the gains of all judged rows of each
     slice, by its name. `losses`: for each window the most that any of its rows could lose by what both models said of
-    it, whatever its label; 2 of all by default.
+    it, whatever its label; 2 of all by default. `counts`: for each window how much its rows count as evidence, 0 to 1,
+    known before their labels; 1 by default.
     """
-    rows = np.concatenate(gains)
+    share = np.concatenate(counts or [np.ones(len(window)) for window in gains])
+    rows = share * np.concatenate(gains)
     most = np.repeat(losses or [LARGEST_LOSS] * len(gains), [len(window) for window in gains])
     evidence, against = wealth(rows, losses=most), wealth(-rows)
     needed = 1 / spent_alpha(gate.alpha, nth)
     guard = _guard(slices or {}, gate.slices, gate.alpha)
-    gain = f"Brier lower by {rows.mean():+.4f} a row over {len(rows)} rows; evidence {evidence:.3g} of {needed:.3g}"
+    mean = rows.sum() / share.sum()
+    gain = f"Brier lower by {mean:+.4f} a row over {len(rows)} rows; evidence {evidence:.3g} of {needed:.3g}"
     verdict: Literal["promote", "reject", "wait"]
     if against >= CLEARLY_WORSE:
         verdict, why = "reject", f"; evidence that it is worse: {against:.3g}"

@@ -33,6 +33,7 @@ from trainer.evaluate import (
 )
 from trainer.freeze import freeze_generation_0
 from trainer.select import Window, rows_of, sealed_windows
+from trainer.weigh import Row
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -51,6 +52,7 @@ def scored(model: str, window: int, rows: int = 90, seed: int = 1, slices: int =
         judged(probabilities, truth),
         combinations,
         np.array([combinations.index(one) for one in names], dtype=np.int32),
+        np.ones(rows),
     )
 
 
@@ -81,6 +83,8 @@ def test_a_window_is_scored_the_same_however_many_rows_are_read_and_scored_at_on
             return score(predictor, window, rows_of(opened, contract, window))
 
     assert not len(score(predictor, Window(STREAM, 9, 7, AT, AT, 0.9), []).ids)
+    weighed = [Row(f"p-{n}", "a thing", "good", weight=weight) for n, weight in enumerate((20.0, 1.0, 0.5))]
+    assert score(predictor, Window(STREAM, 9, 7, AT, AT, 0.9), weighed).counts.tolist() == [1.0, 0.05, 0.025]
     whole, pieces = at_once(1000, 1000), at_once(7, 9)
     oldest_first = sorted(range(40), key=lambda n: ((n * 7 % 40) // 2, n))
     assert pieces.ids.to_pylist() == whole.ids.to_pylist() == [f"p-{n:02}" for n in oldest_first]
@@ -129,7 +133,8 @@ def of_two(window: int, seed: int, labels: tuple[int, int] = (0, 2)) -> Scored:
     truth = np.random.default_rng(window).integers(*labels, 90)
     place = Window("loans", window, 7, AT, AT, 0.9)
     ids = pa.chunked_array([pa.array([], pa.string())])
-    return Scored("m", place, ids, judged(np.column_stack([1 - p, p]), truth), [()], np.zeros(90, dtype=np.int32))
+    found = judged(np.column_stack([1 - p, p]), truth)
+    return Scored("m", place, ids, found, [()], np.zeros(90, dtype=np.int32), np.ones(90))
 
 
 def test_the_most_that_a_row_can_lose_is_what_it_loses_when_the_worst_comes_true() -> None:

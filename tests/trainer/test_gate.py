@@ -97,6 +97,21 @@ def test_better_but_worse_calibrated_is_not_published() -> None:
     assert "calibration" in refused.reason
 
 
+def test_rows_that_do_not_count_are_no_evidence() -> None:
+    """What a model's own decisions shaped speaks for it, and is not believed as much as the control arm."""
+    rng = np.random.default_rng(3)
+    gains, shaped = rng.normal(0.1, 0.2, 900).clip(-2, 2), np.arange(900) % 3 > 0
+    gains[shaped] -= 0.2
+    for counts in (np.where(shaped, 0.0, 1.0), np.where(shaped, 0.1, 1.0)):
+        verdict = judge([gains], 1, 0.0, GATE, counts=[counts])
+        assert verdict.verdict == "promote"
+        assert f"lower by {np.average(gains, weights=counts):+.4f} a row over 900 rows" in verdict.reason
+    assert verdict.e_value < judge([gains], 1, 0.0, GATE, counts=[np.where(shaped, 0.0, 1.0)]).e_value
+    alone = judge([gains[~shaped]], 1, 0.0, GATE).e_value
+    assert judge([gains], 1, 0.0, GATE, counts=[np.where(shaped, 0.0, 1.0)]).e_value == pytest.approx(alone)
+    assert judge([gains], 1, 0.0, GATE).verdict == "reject"
+
+
 def test_later_challengers_need_more_evidence() -> None:
     rows = np.full(60, 0.2)
     assert judge([rows], 1, 0.0, GATE).verdict == "promote"
