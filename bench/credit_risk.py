@@ -17,7 +17,10 @@ The constant is generation 0, which says the contract's prior of every loan; the
 loans of a grade to what happened to them (calibration in parts, as Hébert-Johnson et al. 2018, "Multicalibration",
 ICML, ask for it).
 
-The second table says how many rows the gate takes, in quartiles, if it begins to judge at any of the next 20,000 rows:
+The second table recalibrates the model on the latest rows wherever in the data one may be, as every cycle does, and
+says how far from the next ones it is, beside constants that are as old as these rows, or as all before.
+
+The third table says how many rows the gate takes, in quartiles, if it begins to judge at any of the next 20,000 rows:
 with stakes that hold for any loss, and with those that what both models said allows.
 """
 
@@ -48,6 +51,7 @@ SEED = 7
 LEARN = 10_000
 CHOSEN_BY = 20_000  # what comes after this row had no part in the choice of the contract's options
 WINDOW, BEGINNINGS = 1000, 20
+KEPT, NEXT = 1200, 2000  # loans: to calibrate on, and judged
 
 
 def main() -> None:
@@ -93,6 +97,7 @@ def main() -> None:
         for name, probabilities in said.items():
             line = f"{begin + 1:,} to {end:,} | {name}"
             print_row(line, probabilities, said["constant"], truth[begin:end], grades[begin:end])
+    print_calibration(contract, logits["mature"], truth, learned)
     print_rows_needed(model, _always(contract, (contract.output.prior or {})["charged_off"], len(model)), truth[LEARN:])
     print(f"\n{machine()}")
 
@@ -122,8 +127,33 @@ def within(groups: list[str], said: Floats, truth: NDArray[np.int64]) -> float:
     return float(np.abs(np.bincount(number, weights=said[:, 1] - (truth == 1))).sum() / len(number))
 
 
+def print_calibration(contract: Contract, logits: Floats, truth: NDArray[np.int64], learned: int) -> None:
+    """The second table: calibrated on KEPT rows, judged on the NEXT ones, in the mean over all places to begin."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    beginnings = range(learned + KEPT, len(truth) - NEXT + 1, WINDOW)
+    for now in beginnings:
+        latest, after = slice(now - KEPT, now), slice(now, now + NEXT)
+        calibrator = calibrate(logits[now - KEPT - learned : now - learned], truth[latest], "temperature")
+        forecasts = {
+            "constant": _always(contract, (contract.output.prior or {})["charged_off"], NEXT),
+            "constant of all rows before": _always(contract, (truth[:now] == 1).mean(), NEXT),
+            "constant of the latest rows": _always(contract, (truth[latest] == 1).mean(), NEXT),
+            "model": calibrator.probabilities(logits[now - learned : now + NEXT - learned]),
+        }
+        for name, said in forecasts.items():
+            off = abs(float(said[:, 1].mean() - (truth[after] == 1).mean()))
+            found.setdefault(name, []).append((off, scores.calibration_error(said, truth[after])))
+    print(
+        f"\nCalibrated on {KEPT:,} loans, judged on the next {NEXT:,}; the mean of {len(beginnings)} beginnings.\n\n"
+        "| | said less was | calibration error |\n|---|---:|---:|"
+    )
+    for name, of in found.items():
+        off, error = np.mean(of, axis=0)
+        print(f"| {name} | {off:.4f} | {error:.4f} |")
+
+
 def print_rows_needed(said: Floats, constant: Floats, truth: NDArray[np.int64]) -> None:
-    """The second table: each window's stakes are those that its rows allow, as in trainer/evaluate.py."""
+    """The third table: each window's stakes are those that its rows allow, as in trainer/evaluate.py."""
     p, q = said[:, 1], constant[:, 1]
     gains = scores.brier_per_row(constant, truth) - scores.brier_per_row(said, truth)
     losses = 2 * np.abs(p - q) * np.where(p > q, p + q, 2 - p - q)
