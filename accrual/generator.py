@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy
 from accrual.encoder import batch_tokens, batches, load_base, padded
 from accrual.errors import BundleError
 from accrual.judged import Judged
+from accrual.layers import first_adapted, starting_at, watching
 
 _TOKENS_AT_ONCE = 256  # through the vocabulary: 50,000 words of 4 bytes each are 50 MB
 
@@ -139,19 +140,28 @@ class Generator:
     def log_ratios(self, rows: Sequence[Written]) -> NDArray[np.float64]:
         """By how much each completion is likelier to the model than to its base: the logarithm of the ratio, [rows].
 
-        0 where there is no adapter; `load` it `apart`.
+        0 where there is no adapter; `load` it `apart`. Below the lowest adapted layer one pass does for both.
         """
         if not self.is_adapted:
             return np.zeros(len(rows))
-        with self._in_use:
-            own = self.log_losses(rows)[0]
-            with self.model.disable_adapter():
-                return np.asarray((self.log_losses(rows)[0] - own) * _counts(rows))
+        ratios, first = np.empty(len(rows)), first_adapted(self.model)
+        with self._in_use, torch.inference_mode():
+            for group in self._batches(rows):
+                some = [rows[row] for row in group]
+                with watching(self.model, first) as seen:
+                    own = self._log_p(some)
+                with self.model.disable_adapter(), starting_at(self.model, first) as begin:
+                    begin.states = seen.states
+                    ratios[group] = own - self._log_p(some)
+        return ratios
 
     @property
     def is_adapted(self) -> bool:
         """Whether there is an adapter that is not merged."""
         return hasattr(self.model, "disable_adapter")
+
+    def _batches(self, rows: Sequence[Written]) -> Iterator[list[int]]:
+        return batches([len(row.tokens) for row in rows], batch_tokens(self.device))
 
     def _parts(self, rows: Sequence[Written]) -> Iterator[tuple[NDArray[np.int64], torch.Tensor, torch.Tensor]]:
         """Some tokens of the completions at a time: their places among all, the logits [tokens, vocabulary] of what
@@ -159,12 +169,24 @@ class Generator:
         """
         starts = np.cumsum([0, *_counts(rows)])
         with torch.inference_mode():
-            for group in batches([len(row.tokens) for row in rows], batch_tokens(self.device)):
+            for group in self._batches(rows):
                 places = np.concatenate([np.arange(starts[row], starts[row + 1]) for row in group])
-                states, following = self.states_before([rows[row] for row in group])
-                for part in range(0, len(places), _TOKENS_AT_ONCE):
-                    now = slice(part, part + _TOKENS_AT_ONCE)
-                    yield places[now], self.logits(states[now]).float(), following[now]
+                for logits, following in self._said([rows[row] for row in group]):
+                    here, places = places[: len(following)], places[len(following) :]
+                    yield here, logits, following
+
+    def _said(self, batch: Sequence[Written]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The logits of each token of the completions, [tokens, vocabulary], and the token; not all at once."""
+        states, following = self.states_before(batch)
+        for part in range(0, len(following), _TOKENS_AT_ONCE):
+            now = slice(part, part + _TOKENS_AT_ONCE)
+            yield self.logits(states[now]).float(), following[now]
+
+    def _log_p(self, batch: Sequence[Written]) -> NDArray[np.float64]:
+        """The logarithm of each completion's probability, [rows]."""
+        by_token = [-cross_entropy(logits, token, reduction="none") for logits, token in self._said(batch)]
+        counts = _counts(batch)
+        return _by_row(counts, torch.cat(by_token).double().cpu().numpy()) * counts
 
     def log_likelihoods(self, rows: Sequence[Written]) -> torch.Tensor:
         """Of each completion the logarithm of its probability, [rows], as one batch and with a gradient."""

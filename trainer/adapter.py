@@ -1,7 +1,7 @@
-"""The adapter: which parts of a base model learn, and the pass that leaves out those that do not.
+"""The adapter: which parts of a base model learn, and what those give that do not.
 
-The layers below the adapted ones never change, so their output is computed once for each row and kept, on the device
-if it has the room; an epoch costs the top `lora.layers` layers only.
+The output of the layers below the adapted ones is computed once for each row and kept, on the device if it has the
+room; an epoch costs the top `lora.layers` layers only (accrual/layers.py).
 """
 
 from __future__ import annotations
@@ -9,20 +9,18 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from accrual.contract import Lora
 from accrual.encoder import Encoder, batch_tokens, batches
 from accrual.errors import TrainingFailed
 from accrual.generator import Generator
+from accrual.layers import layers_of, watching
 from trainer.memory import Budget
 from trainer.ranks import Ranks
 
@@ -84,15 +82,6 @@ def take_over(encoder: Encoder | Generator, adapter: Path) -> bool:
     return True
 
 
-def layers_of(model: Any) -> torch.nn.ModuleList:
-    """The model's stack of layers: the module list that is as long as the configuration says the model is deep."""
-    depth = model.config.num_hidden_layers
-    for module in model.modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) == depth:
-            return module
-    raise TrainingFailed(f"no stack of {depth} layers in {type(model).__name__}: this base cannot be adapted by layer")
-
-
 class States:
     """For each text of so many tokens the states that enter a layer, one behind the other: [tokens, dimensions].
 
@@ -138,24 +127,19 @@ def frozen_states(
     `mine`, with the first of all.
     """
     states = States(lengths, model.config.hidden_size, model.device)
-    budget, entering = Budget(batch_tokens(model.device), in_step), list[torch.Tensor]()
-    hook = layers_of(model)[first].register_forward_pre_hook(lambda _, given: entering.append(given[0]))
-
-    def compute(texts: list[int]) -> None:
-        entering.clear()
-        forward(texts)
-        states.keep(texts, entering[0])
-
+    budget = Budget(batch_tokens(model.device), in_step)
     groups = [[mine[at] for at in group] for group in batches([lengths[text] for text in mine], budget.tokens)]
     if in_step:
         again = groups[0] if groups else [0]
         groups += [again] * (Ranks().most(len(groups)) - len(groups))
-    try:
-        with torch.no_grad():
-            for group in groups:
-                budget.spend(group, lengths, compute)
-    finally:
-        hook.remove()
+    with torch.no_grad(), watching(model, first) as seen:
+
+        def compute(texts: list[int]) -> None:
+            forward(texts)
+            states.keep(texts, seen.states)
+
+        for group in groups:
+            budget.spend(group, lengths, compute)
     return states
 
 
@@ -167,45 +151,6 @@ def _space(tokens: int, dimensions: int, device: torch.device) -> torch.Tensor:
         return torch.empty(tokens, dimensions)
     with tempfile.TemporaryFile() as file:  # the map keeps it
         return torch.from_numpy(np.memmap(file, dtype=np.float32, mode="w+", shape=(tokens, dimensions)))
-
-
-class Beginning:
-    """The states that the next batch starts from, in place of what the frozen layers would compute."""
-
-    states: torch.Tensor
-
-
-class _Pass(torch.nn.Module):
-    """Stands where a frozen layer was."""
-
-    def forward(self, states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        return states
-
-
-@contextmanager
-def starting_at(model: Any, first: int, recompute: bool) -> Iterator[Beginning]:
-    """While it lasts the model skips the layers below `first` and goes on from `Beginning.states`.
-
-    `recompute`: the layers from there on keep only their inputs and are computed again for the gradient (gradient
-    checkpointing, Chen et al. 2016, arXiv:1604.06174): less memory, a third more time.
-    """
-    begin, stack = Beginning(), layers_of(model)
-    frozen, learning = list(stack)[:first], list(stack)[first:]
-    for i in range(first):
-        stack[i] = _Pass()
-    hook = stack[first].register_forward_pre_hook(lambda _, given: (begin.states, *given[1:]))
-    if recompute:
-        for layer in learning:
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
-    try:
-        yield begin
-    finally:
-        hook.remove()
-        for i, layer in enumerate(frozen):
-            stack[i] = layer
-        if recompute:
-            for layer in learning:
-                del layer.forward  # the class's own shows again
 
 
 def _scale(settings: Any) -> float:

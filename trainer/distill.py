@@ -22,7 +22,8 @@ from torch.nn.functional import kl_div, log_softmax
 
 from accrual.encoder import Encoder
 from accrual.generator import Generator
-from trainer.adapter import Beginning, frozen_states
+from accrual.layers import Entering
+from trainer.adapter import frozen_states
 from trainer.learner import Learner
 from trainer.precision import Precision, computing_in
 
@@ -66,7 +67,7 @@ class General:
 class Distilled:
     """A learner whose rows bring sentences of general text along; its loss is that of both."""
 
-    def __init__(self, learner: Learner, general: General, begin: Beginning, weight: float) -> None:
+    def __init__(self, learner: Learner, general: General, begin: Entering, weight: float) -> None:
         """`weight`: how much the loss of a sentence counts beside that of a row."""
         self._learner = learner
         self._general = general

@@ -30,9 +30,10 @@ from numpy.typing import NDArray
 from accrual.contract import Text, Training
 from accrual.encoder import Encoder
 from accrual.errors import TrainingFailed
+from accrual.layers import starting_at
 from accrual.output import Output
 from accrual.scores import truth_of
-from trainer.adapter import States, frozen_states, starting_at
+from trainer.adapter import States, frozen_states
 from trainer.checkpoint import Checkpoint, key_of
 from trainer.learner import Classifier, Rows, counts_of, texts_of, watched_of
 from trainer.loop import Loop

@@ -20,8 +20,9 @@ from accrual import reward
 from accrual.contract import Text, Training
 from accrual.errors import TrainingFailed
 from accrual.generator import Generator
+from accrual.layers import starting_at
 from accrual.scores import indices_of
-from trainer.adapter import frozen_states, starting_at
+from trainer.adapter import frozen_states
 from trainer.checkpoint import Checkpoint, key_of
 from trainer.learner import Critic, counts_of, texts_of, watched_of
 from trainer.loop import Loop

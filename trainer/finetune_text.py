@@ -12,7 +12,8 @@ import torch
 from accrual.contract import Training
 from accrual.errors import TrainingFailed
 from accrual.generator import Generator
-from trainer.adapter import frozen_states, starting_at
+from accrual.layers import starting_at
+from trainer.adapter import frozen_states
 from trainer.checkpoint import Checkpoint, key_of
 from trainer.learner import Writer, counts_of, watched_of
 from trainer.loop import Loop

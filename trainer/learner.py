@@ -15,8 +15,9 @@ from accrual.contract import Training
 from accrual.encoder import Encoder
 from accrual.errors import TrainingFailed
 from accrual.generator import Generator, Written
+from accrual.layers import Entering
 from accrual.reward import SIGNS
-from trainer.adapter import Beginning, States
+from trainer.adapter import States
 from trainer.precision import Precision, computing_in
 from trainer.probe import weighted_loss
 
@@ -86,7 +87,7 @@ def watched_of(rows: int, training: Training) -> int:
 class Classifier:
     """Adapter and head of an encoder: a row's vector, times the head, is its logits."""
 
-    def __init__(self, encoder: Encoder, head: torch.nn.Linear, rows: Rows, begin: Beginning, watched: int) -> None:
+    def __init__(self, encoder: Encoder, head: torch.nn.Linear, rows: Rows, begin: Entering, watched: int) -> None:
         self._encoder = encoder
         self._head = head
         self._rows = rows
@@ -123,7 +124,7 @@ class Critic:
         truth: torch.Tensor,
         counts: torch.Tensor,
         beta: float,
-        begin: Beginning,
+        begin: Entering,
         watched: int,
     ) -> None:
         self._generator = generator
@@ -166,7 +167,7 @@ class Writer:
         rows: Sequence[Written],
         states: States,
         counts: torch.Tensor,
-        begin: Beginning,
+        begin: Entering,
         watched: int,
     ) -> None:
         self._generator = generator

@@ -10,7 +10,8 @@ import torch
 from accrual.contract import Training
 from accrual.encoder import Encoder
 from accrual.generator import Generator
-from trainer.adapter import Beginning, adapt, take_over
+from accrual.layers import Entering
+from trainer.adapter import adapt, take_over
 from trainer.distill import Distilled, General
 from trainer.learner import Learner
 from trainer.shard import shard
@@ -26,7 +27,7 @@ class Prepared(NamedTuple):
     general: General | None
     distill: float
 
-    def beside(self, learner: Learner, begin: Beginning) -> Learner:
+    def beside(self, learner: Learner, begin: Entering) -> Learner:
         """The learner, with general text beside its rows if the contract wants that."""
         return learner if self.general is None else Distilled(learner, self.general, begin, self.distill)
 

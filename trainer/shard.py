@@ -22,7 +22,8 @@ from accrual.contract import Contract, Lora
 from accrual.encoder import Encoder
 from accrual.errors import ConfigError
 from accrual.generator import Generator
-from trainer.adapter import adapt, layers_of
+from accrual.layers import layers_of
+from trainer.adapter import adapt
 from trainer.ranks import Ranks
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from accrual import layers
 from accrual.contract import EarlyStopping, Lora, Training
 from accrual.encoder import Encoder, base_folder
 from accrual.errors import ConfigError, TrainingFailed
@@ -307,5 +308,5 @@ def test_precision_is_bf16_only_where_it_is_faster_and_says_the_same(monkeypatch
 
 def test_the_model_is_whole_again_after_the_loop(plain: Tuned) -> None:
     """Skipped and recomputed layers are put back: the vectors are those of a base merged with the adapter."""
-    assert not any(isinstance(layer, adapter._Pass) for layer in adapter.layers_of(plain.model.model))
-    assert not any("forward" in vars(layer) for layer in adapter.layers_of(plain.model.model))
+    assert not any(isinstance(layer, layers._Pass) for layer in layers.layers_of(plain.model.model))
+    assert not any("forward" in vars(layer) for layer in layers.layers_of(plain.model.model))

@@ -18,6 +18,7 @@ from accrual.contract import Lora, Text, Training
 from accrual.encoder import base_folder
 from accrual.errors import TrainingFailed
 from accrual.generator import Generator
+from accrual.layers import first_adapted, layers_of
 from trainer.adapter import adapt
 from trainer.checkpoint import Checkpoint
 from trainer.finetune_preference import TunedPreference, fine_tune_preference
@@ -161,6 +162,23 @@ def test_a_training_that_was_stopped_ends_with_the_same_weights(base: Path, tmp_
     assert file.exists()
     again = tune(base, rows, labels, file)
     assert np.array_equal(again.logits(rows), whole.logits(rows))
+
+
+def test_a_ratio_is_that_of_two_whole_passes_though_the_lower_layers_are_computed_once(base: Path) -> None:
+    rows, labels = pairs(40)
+    tuned = tune(base, rows, labels)
+    texts = reward.written(tuned.model, rows)
+    own, bare = tuned.model.log_losses(texts)[0], Generator.load(base, 96, 32).log_losses(texts)[0]
+    sizes = [len(text.tokens) - text.start for text in texts]
+    ratios, layers = tuned.model.log_ratios(texts), layers_of(tuned.model.model)
+    assert ratios == pytest.approx((bare - own) * sizes, abs=1e-4)
+    assert np.abs(ratios).max() > 0.1
+    passes = [0, 0]
+    for n, layer in enumerate(layers):
+        layer.register_forward_hook(lambda *_, n=n: passes.__setitem__(n, passes[n] + 1))
+    tuned.model.log_ratios(texts)
+    assert first_adapted(tuned.model.model) == 1
+    assert passes == [passes[0], 2 * passes[0]]
 
 
 def test_several_threads_may_ask_one_model(base: Path, tmp_path: Path) -> None:

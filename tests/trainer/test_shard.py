@@ -22,6 +22,7 @@ from accrual.contract import Contract, EarlyStopping, load_contracts
 from accrual.encoder import Encoder, base_folder
 from accrual.errors import ConfigError
 from accrual.generator import Generator
+from accrual.layers import layers_of
 from tests.trainer.test_finetune import CLASSES, changed, digest, logits, rows
 from trainer import adapter, finetune, learner, loop
 from trainer.checkpoint import digest_of
@@ -89,7 +90,7 @@ def small_generator() -> Generator:
 
 def share_of(model: Any) -> float:
     """Of the frozen layers' bytes, those that are here."""
-    frozen = [p for layer in adapter.layers_of(model) for p in layer.parameters() if not p.requires_grad]
+    frozen = [p for layer in layers_of(model) for p in layer.parameters() if not p.requires_grad]
     here = [p.to_local() if isinstance(p, DTensor) else p for p in frozen]
     return sum(p.numel() for p in here) / sum(p.numel() for p in frozen)
 
