@@ -83,7 +83,7 @@ def keep_training(
     """
     pause = LOOK_EVERY_S
     trainer: Trainer | None = None
-    broken: Terminal | None = None
+    broken: Exception | None = None
     while True:
         moved, broken = False, broken if once else None
         try:
@@ -94,9 +94,11 @@ def keep_training(
             for name in streams:
                 try:
                     moved |= trainer.next_step(name)
-                except Terminal as exc:
+                except Transient:
+                    raise
+                except Exception as exc:
                     broken = exc
-                    log.error("%s cannot go on: %s", name, exc)
+                    log.error("%s cannot go on: %s", name, exc, exc_info=not isinstance(exc, Terminal))
             pause = LOOK_EVERY_S if broken is None else min(2 * pause, LONGEST_PAUSE_S)
         except Transient as exc:
             moved = False

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 
 import msgspec
 
@@ -38,6 +39,7 @@ from trainer.freeze import find_frozen, freeze_generation_0, made_with
 from trainer.gate import judge
 from trainer.plan import gather, plan_of, rises_of
 from trainer.publish import Ledger
+from trainer.ranks import Ranks
 from trainer.retention import read_probe
 from trainer.select import LAKE_MEMORY, Selection, Window, rows_of, sealed_windows, select
 from trainer.shard import check_shard
@@ -48,6 +50,13 @@ log = logging.getLogger(__name__)
 
 FRESH_S = 60.0
 _STATE = {"promote": "promoted", "reject": "rejected", "wait": "waiting"}
+
+
+class _Begun(msgspec.Struct, frozen=True):
+    """A training that may have been broken off, and the new windows that it learns from."""
+
+    training: str
+    windows: list[int]
 
 
 class Trainer:
@@ -72,7 +81,7 @@ class Trainer:
         }
         self._asked_for: set[str] = set()
         self._waits: dict[str, str] = {}  # what was logged last, but for the figures in it
-        self._gathered: dict[str, tuple[tuple[int, int], float, Facts]] = {}
+        self._gathered: dict[str, tuple[tuple[int, int, str], float, Facts]] = {}
         self._loaded: dict[str, Predictor] = {}
         self._empty: set[tuple[str, int]] = set()  # windows of which no row is left: quarantined, or erased
         self._scored: dict[tuple[str, int], Scored] = {}  # by bundle and window, of the challengers that wait
@@ -113,10 +122,13 @@ class Trainer:
         said, stream = self._ledger, contract.stream
 
         def scored(champion: Generation, now: Window) -> Scored:
-            return self._score(contract, champion.bundle, [now])[0]
+            found = self._score(contract, champion.bundle, [now])[0]
+            self._scored = {(champion.bundle, now.window): found, **self._of_other_streams(stream)}
+            return found
 
         def facts_of(new: Sequence[Window]) -> Facts:
-            asked = new[-1].window, said.last_tried(stream)
+            champion = said.champion(stream)
+            asked = new[-1].window, said.last_tried(stream), champion.digest if champion else ""
             before, at, facts = self._gathered.get(stream, (None, 0.0, None))
             if facts is None or before != asked or time.monotonic() - at > FRESH_S:
                 facts = gather(lake, said, contract, windows, new, partial(rises_of, said, stream, scored))
@@ -148,8 +160,9 @@ class Trainer:
         """Make the next challenger from the windows that its champion has not seen, and freeze it."""
         started, cpu_started = time.monotonic(), time.process_time()
         version = self._ledger.next_version(contract.stream)
+        new = self._begun_with(contract.stream, f"{version} after {champion.digest}", new)
         windows = sorted({*champion.windows, *(window.window for window in new)})
-        run_id = _run_id(contract.stream, version, champion.digest, windows)
+        run_id = _run_id(contract, version, champion.digest, windows)
         with open_lake(self._config, at_snapshot=new[-1].snapshot_id, memory=LAKE_MEMORY) as lake:
             selection = select(lake, contract, new, contract.training.seed)
         manifest = Manifest(
@@ -184,6 +197,11 @@ class Trainer:
                 digest = self._make(contract, champion, selection, manifest)
             except TrainingFailed as exc:
                 failure = str(exc)
+            except (RuntimeError, ValueError, MemoryError) as exc:  # of torch, peft: as many as there are bases
+                if Ranks().world > 1:
+                    raise  # the others are in the middle of it
+                log.exception("%s cannot be trained", manifest.model)
+                failure = f"{type(exc).__name__}: {exc}"
         frozen = read_manifest(self._store / digest) if digest is not None else manifest
         run = Run(
             run_id=run_id,
@@ -212,7 +230,7 @@ class Trainer:
 
     def _make(self, contract: Contract, champion: Generation, selection: Selection, manifest: Manifest) -> str:
         """Train, calibrate, freeze; returns the bundle's digest. What stood on the way is no longer needed then."""
-        checkpoints = self._config.state_dir / "checkpoints" / contract.stream
+        checkpoints = self._checkpoints(contract.stream)
         digest = make_challenger(
             self._store,
             self._key,
@@ -226,6 +244,24 @@ class Trainer:
         )
         shutil.rmtree(checkpoints, ignore_errors=True)
         return digest
+
+    def _begun_with(self, stream: str, training: str, new: Sequence[Window]) -> Sequence[Window]:
+        """The windows that a training which was broken off had begun with, since its checkpoint is of these; else
+        `new`. More may have been sealed since.
+        """
+        file = self._checkpoints(stream) / "begun.json"
+        try:
+            begun = msgspec.json.decode(file.read_bytes(), type=_Begun)
+        except (OSError, msgspec.MsgspecError):
+            begun = None
+        if begun is not None and begun.training == training:
+            return [window for window in new if window.window in begun.windows] or new
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(msgspec.json.encode(_Begun(training, [window.window for window in new])))
+        return new
+
+    def _checkpoints(self, stream: str) -> Path:
+        return self._config.state_dir / "checkpoints" / stream
 
     def _judge(
         self, contract: Contract, champion: Generation, challenger: Run, windows: Sequence[Window], now: Window
@@ -266,7 +302,7 @@ class Trainer:
         self._ledger.say([*entries, concluded], promoted)
         self._tracking.log(concluded, entries)
         if verdict.verdict != "wait":
-            self._scored = {key: kept for key, kept in self._scored.items() if kept.window.stream != contract.stream}
+            self._scored = self._of_other_streams(contract.stream)
         log.info("%s is %s, judged on window %d: %s", ours[-1].model, concluded.state, now.window, verdict.reason)
 
     def _leak(self, bundles: Sequence[str], judged: Sequence[Scored]) -> str:
@@ -289,6 +325,9 @@ class Trainer:
                     self._scored[bundle, window.window] = score(predictor, window, rows_of(lake, contract, window))
         return [self._scored[bundle, window.window] for window in windows]
 
+    def _of_other_streams(self, stream: str) -> dict[tuple[str, int], Scored]:
+        return {key: kept for key, kept in self._scored.items() if kept.window.stream != stream}
+
     def _generation_0(self, contract: Contract) -> str:
         """The bundle of generation 0, made if the store does not have it: the contract decides every byte of it."""
         found = find_frozen(self._store, f"{contract.stream}@0")
@@ -306,7 +345,10 @@ class Trainer:
         return self._loaded[bundle]
 
 
-def _run_id(stream: str, version: int, parent: str, windows: Sequence[int]) -> str:
-    """The same for the same version, champion and windows: what was begun under it is found again after a crash."""
-    content = f"{stream}@{version}|{parent}|{','.join(map(str, windows))}"
+def _run_id(contract: Contract, version: int, parent: str, windows: Sequence[int]) -> str:
+    """The same for the same contract, version, champion and windows: what was begun under it is found again after a
+    crash.
+    """
+    stream, said = contract.stream, msgspec.json.encode(msgspec.to_builtins(contract)).decode()
+    content = f"{stream}@{version}|{parent}|{','.join(map(str, windows))}|{said}"
     return f"{stream}@{version}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"

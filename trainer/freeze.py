@@ -6,7 +6,9 @@ contract.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from accrual.bundle import MANIFEST, ROWS, Manifest, drafted, read_manifest, seal_bundle
+from accrual.bundle import MANIFEST, ROWS, Manifest, drafted, read_manifest, seal_bundle, sha256_of
 from accrual.calibrator import Calibrator
 from accrual.contract import Contract
 from accrual.encoder import Encoder, base_digest, base_folder
@@ -36,6 +38,9 @@ from trainer.model_card import model_card
 # The cosine between a text and a label's name, times this, is generation 0's logit. There are no labels to fit it on;
 # on the launch window of support-intents 15 gives Brier 0.507, 20 gives 0.517, 10 gives 0.547.
 NAME_SCALE = 15.0
+# What the numbers come from. Of accrual and trainer it is the code itself that counts.
+_LIBRARIES = ("numpy", "peft", "pyarrow", "safetensors", "scikit-learn", "scipy", "tokenizers", "torch", "transformers")
+_PACKAGES = ("accrual", "trainer")
 _NO_BIAS = np.zeros(0, dtype=np.float32)  # of a model without a head
 
 
@@ -114,8 +119,11 @@ def _constant(output: Output) -> NDArray[np.float64]:
 
 
 def find_frozen(store: Path, run_id: str) -> str | None:
-    """The digest of the bundle that a run left in the store, if it came that far before it was interrupted."""
-    for path in store.glob(f"*/{MANIFEST}"):
+    """The digest of the bundle that a run left in the store, if it came that far before it was interrupted.
+
+    A draft whose process was killed is none: it was not sealed.
+    """
+    for path in store.glob(f"[!.]*/{MANIFEST}"):
         try:
             if read_manifest(path.parent).run_id == run_id:
                 return path.parent.name
@@ -126,8 +134,17 @@ def find_frozen(store: Path, run_id: str) -> str | None:
 
 def made_with() -> dict[str, str]:
     """What a bundle's bytes depend on besides its inputs: versions of code, and the threads that share a sum."""
-    versions = {name: installed_version(name) for name in ("accrual", "peft", "pyarrow", "torch", "transformers")}
-    return {**versions, "threads": str(torch.get_num_threads())}
+    versions = {name: installed_version(name) for name in ("accrual", *_LIBRARIES)}
+    return {**versions, "code": _code(), "threads": str(torch.get_num_threads())}
+
+
+@cache
+def _code() -> str:
+    """A digest of the code that makes bundles: a version number says less."""
+    root = Path(__file__).parents[1]
+    files = sorted(path for package in _PACKAGES for path in (root / package).rglob("*.py"))
+    lines = [f"{sha256_of(path)}  {path.relative_to(root).as_posix()}\n" for path in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:12]
 
 
 def _finish(

@@ -16,6 +16,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -209,18 +210,25 @@ def _fresh(lake: Lake, contract: Contract, windows: Sequence[Window], reached: d
 def _older(lake: Lake, contract: Contract, until: datetime, without: set[str], wanted: int, seed: int) -> list[Found]:
     """A sample of `wanted` rows before `until` that are not in `without`: at random, or evenly over strata."""
     by = contract.training.replay_by
-    span: dict[str, Any] = {"until": until, "salt": f":{seed}", "wanted": wanted}
+    span: dict[str, Any] = {"until": until, "salt": f":{seed}"}
     if by == "slice":
         span["paths"] = _slice_paths(contract)
+    # Where exposed rows are left out, which only the contract can tell, the sample goes on until it is full.
+    limit = "" if _leaves_out_exposed(contract) else f"limit {wanted}"
     of_label = "count(*) over (partition by label) / count(*) over ()" if by == "label" else "0.0"
     ask = f"""
         select * exclude (said), {of_label} as of_label from labeled
         where excluded is null and prediction_id not in (select prediction_id from chosen)
-        order by {_STRATA[by]} {_BY_CHANCE} limit $wanted
+        order by {_STRATA[by]} {_BY_CHANCE} {limit}
     """
     chosen = pa.table({"prediction_id": pa.array(sorted(without), pa.string())})
     with lake.with_tables({"chosen": chosen}):
-        return [found for found in _found(lake, contract, ask, "predicted_at < $until", span) if not found.excluded]
+        found = _found(lake, contract, ask, "predicted_at < $until", span)
+        return list(islice((one for one in found if not one.excluded), wanted))
+
+
+def _leaves_out_exposed(contract: Contract) -> bool:
+    return contract.training.control is not None and contract.training.control.weight == 0
 
 
 def _natural_of(contract: Contract, older: Sequence[Found]) -> Mapping[str, float]:

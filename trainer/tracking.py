@@ -7,6 +7,7 @@ stays the record: a server that is away costs a warning, and what it missed is n
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 _METRICS = ("accuracy", "auroc", "rank_correlation", "brier", "log_loss", "ece", "coverage", "e_value")
 _ENDED = {"promoted": "FINISHED", "rejected": "FINISHED", "failed": "FAILED"}
 _RUN_ID = "accrual.run_id"
+# MLflow's own: eight tries of two minutes each, in which no cycle goes on. What is set in the environment holds.
+_NOT_LONG = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 
 class Tracking:
@@ -38,6 +41,8 @@ class Tracking:
                 raise NotHere(
                     "mlflow.tracking_uri is set, and MLflow is missing: pip install 'accrual[mlflow]'"
                 ) from exc
+            for name, value in _NOT_LONG.items():
+                os.environ.setdefault(name, value)
             self._client = MlflowClient(tracking_uri=settings.tracking_uri)
 
     def log(self, run: Run, evaluations: Sequence[Evaluation] = ()) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from accrual.bundle import ROWS, read_manifest, verify_bundle
-from accrual.contract import Retention, load_contracts
+from accrual.contract import Retention, Slices, load_contracts
 from accrual.errors import ContractError
 from accrual.lake import open_lake, open_lake_for_writing
 from accrual.lake_tables import TABLES
@@ -24,6 +25,8 @@ from accrual.predictor import Predictor
 from tests.trainer.world import START, STREAM, World
 from trainer import challenger, cycle
 from trainer.dry_run import foretell
+from trainer.freeze import find_frozen
+from trainer.gate import LARGEST_LOSS, Verdict
 from trainer.publish import Ledger, Said
 from trainer.select import held_out_rows, rows_of, sealed_windows, select
 
@@ -309,6 +312,97 @@ def test_killed_at_every_step_nothing_is_said_twice(world: World, monkeypatch: p
     assert len({g.version for g in generations}) == len(generations)
     assert [g.version for g in generations] == sorted(g.version for g in generations)
     assert max(r.version for r in runs) >= 2
+
+
+def test_a_training_that_was_broken_off_goes_on_with_its_windows_though_more_are_sealed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, given = challenger.fine_tune, []
+
+    def killed_once(*arguments: Any, **named: Any) -> Any:
+        given.append(named["checkpoint"])
+        if len(given) == 1:
+            raise _Killed
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(challenger, "fine_tune", killed_once)
+    world.seal()
+    with pytest.raises(_Killed):
+        world.finish()
+    world.seal()
+    world.finish()
+    runs, evaluations, _ = world.said()
+    assert runs[0].windows == [1]
+    assert given[0] == given[1], "the same checkpoint"
+    assert {e.window for e in evaluations if e.role == "challenger"} == {2}, "and the window sealed since judges it"
+
+
+def test_a_bundle_that_was_being_written_when_the_trainer_died_is_none(world: World) -> None:
+    world.seal()
+    world.finish()
+    [run] = world.said()[0]
+    store = world.config.model_store
+    assert find_frozen(store, run.run_id) == run.digest
+    (store / str(run.digest)).rename(store / ".draft-1")
+    assert find_frozen(store, run.run_id) is None
+
+
+def test_the_gate_is_asked_about_what_both_models_said_of_each_row(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+    real = cycle.judge
+
+    def listening(*arguments: Any) -> Verdict:
+        asked.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(cycle, "judge", listening)
+    monkeypatch.setattr("trainer.select.control_weight", lambda _, given: 0.5 if len(given["text"]) % 2 else 1.0)
+    contract = world.contracts[STREAM]
+    gate = msgspec.structs.replace(contract.gate, alpha=1e-6, patience=1, slices=Slices(fields=["text"], least_rows=10))
+    world.contracts[STREAM] = msgspec.structs.replace(contract, gate=gate)
+    for _ in range(3):
+        world.seal()
+        world.finish()
+    _, evaluations, _ = world.said()
+    assert [trial for _, trial, *_ in asked] == [1, 2], "alpha is spent over challengers"
+    for window, (gains, _, rise, _, slices, losses, counts) in zip((2, 3), asked, strict=True):
+        ours, theirs = (
+            next(e for e in evaluations if (e.window, e.role) == (window, role)) for role in ("challenger", "champion")
+        )
+        assert gains[0].mean() == pytest.approx(theirs.brier - ours.brier)
+        assert rise == pytest.approx(ours.calibration_error - theirs.calibration_error)
+        assert losses == [LARGEST_LOSS]
+        assert set(counts[0].tolist()) == {0.5, 1.0}
+        assert sum(len(of_one) for of_one in slices.values()) == len(gains[0]) == ours.rows
+
+
+def test_a_challenger_is_counted_unless_it_failed_before_it_was_judged() -> None:
+    def run_of(version: int, state: Any) -> Run:
+        return Run(
+            run_id=f"r{version}",
+            stream=STREAM,
+            version=version,
+            parent="desk@0",
+            windows=[version],
+            snapshot_id=1,
+            rows_new=1,
+            rows_replayed=0,
+            seed=1,
+            digest=None,
+            state=state,
+            reason="",
+            seconds=1.0,
+            at=datetime(2026, 1, 1, tzinfo=UTC),
+        )
+
+    states = ["rejected", "failed", "failed", "promoted", "trained"]
+    said = Said.__new__(Said)
+    said._runs, said._begun, said._evaluations, said._judged = {}, {}, {}, {"r3": {3}}
+    for version, state in enumerate(states, start=1):
+        said._note(run_of(version, state))
+    assert [said.trial(run_of(version, "trained")) for version in (1, 2, 3, 4, 5)] == [1, 2, 2, 3, 4]
 
 
 def test_a_second_trainer_fences_the_first(world: World) -> None:

@@ -190,6 +190,48 @@ def test_a_window_with_one_label_is_a_recorded_failure_and_the_loop_goes_on(worl
     assert [g.version for g in world.said()[2]] == [0]
 
 
+def test_what_nobody_foresaw_in_a_training_is_a_recorded_failure(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_such_base(*_: object, **__: object) -> None:
+        raise ValueError("Target modules are not supported")
+
+    monkeypatch.setattr("trainer.challenger.fine_tune", no_such_base)
+    world.seal()
+    world.finish()
+    [run] = world.said()[0]
+    assert (run.state, run.digest) == ("failed", None)
+    assert run.reason.startswith("ValueError: Target modules are not supported")
+    assert any(record.exc_info for record in caplog.records), "where it was is in the log"
+    monkeypatch.undo()
+    world.seal()
+    world.finish()
+    assert states(world)[-1] == (2, "trained")
+
+
+def test_what_nobody_foresaw_in_one_stream_holds_up_no_other(
+    world: World, keep_training: Keep, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    other, select = another_stream(world), cycle.select
+
+    def broken(*_: object) -> None:
+        raise KeyError("text")
+
+    world.seal()
+    monkeypatch.setattr(cycle, "select", broken)
+    seen: list[list[tuple[int, str]]] = []
+
+    def mend() -> None:
+        seen.append(states(world))
+        monkeypatch.setattr(cycle, "select", select)
+
+    keep_training(mend, streams=(STREAM, other))
+    assert seen == [[]]
+    assert [g.model for g in world.said()[2]] == ["desk@0", "other@0"]
+    assert any("desk cannot go on: 'text'" in record.getMessage() and record.exc_info for record in caplog.records)
+    assert states(world) == [(1, "trained")], "tried again"
+
+
 @pytest.mark.parametrize(
     "to",
     ["teach", "judge"],
