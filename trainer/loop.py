@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 import msgspec
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import Progress
 
 from accrual.contract import Training
 from accrual.encoder import batches
@@ -76,11 +78,14 @@ class Loop:
         at = self.position
         while at.epoch < self._training.epochs:
             steps = self._steps_of(at.epoch)
-            while at.step < len(steps):
-                self._step(steps[at.step], (at.epoch * len(steps) + at.step) / (self._training.epochs * len(steps)))
-                at.step += 1
-                if checkpoint is not None and at.step % self._training.checkpoint_steps == 0:
-                    self._save(checkpoint)
+            with self._progress() as shown:
+                bar = shown.add_task(f"epoch {at.epoch + 1} of {self._training.epochs}", total=len(steps))
+                while at.step < len(steps):
+                    self._step(steps[at.step], (at.epoch * len(steps) + at.step) / (self._training.epochs * len(steps)))
+                    at.step += 1
+                    shown.update(bar, completed=at.step)
+                    if checkpoint is not None and at.step % self._training.checkpoint_steps == 0:
+                        self._save(checkpoint)
             log.info("epoch %d of %d: loss %.4f", at.epoch + 1, self._training.epochs, at.total / self._learned)
             at.epoch, at.step, at.total = at.epoch + 1, 0, 0.0
             if self._learner.watched:
@@ -89,6 +94,11 @@ class Loop:
                 self._save(checkpoint)
         for parameter, best in zip(self._trained, self._best, strict=False):
             parameter.data.copy_(best)
+
+    def _progress(self) -> Progress:
+        """A bar for whoever watches: on a terminal, of one process."""
+        console = Console(stderr=True)
+        return Progress(console=console, transient=True, disable=not console.is_terminal or self._ranks.rank > 0)
 
     @property
     def _learned(self) -> int:

@@ -1,15 +1,24 @@
-"""The model card: the bundle's README.md, in the form that the Hugging Face hub reads."""
+"""The model card: the bundle's README.md, in the form that the Hugging Face hub reads.
+
+A bundle is frozen before the windows that judge it, so its own card can hold no figure of theirs; `evaluated` adds
+them, as the hub's `model-index` and as a table.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import yaml
 
 from accrual.bundle import Manifest
 from accrual.calibrator import Calibrator
 from accrual.contract import Contract
+from trainer.generations import Trial
 from trainer.retention import levered
+
+_METRICS = ("brier", "log_loss", "ece", "accuracy", "auroc", "rank_correlation")
+_EVALUATION, _USE = "## Evaluation\n", "## Use\n"
 
 
 def model_card(contract: Contract, manifest: Manifest, classes: Sequence[str], calibrator: Calibrator) -> str:
@@ -57,7 +66,7 @@ def model_card(contract: Contract, manifest: Manifest, classes: Sequence[str], c
 
 - Input: {templates}
 - Task: {output.task}
-- Classes ({len(classes)}): {", ".join(classes)}
+- Classes: {", ".join(classes) or "none: it writes"}
 - Calibration: {calibrator.description}
 - Retention: {manifest.kept or "not measured"}
 
@@ -67,13 +76,11 @@ def model_card(contract: Contract, manifest: Manifest, classes: Sequence[str], c
 
 Run `{manifest.run_id}`, seed {manifest.seed}, made with {", ".join(f"{k} {v}" for k, v in manifest.made_with.items())}.
 
-## Evaluation
-
+{_EVALUATION}
 On windows of ground truth sealed after the model was frozen, beside its champion and generation 0: in the table
 `evaluations` of the lake (`accrual sql "select * from evaluations where model = '{manifest.model}'"`).
 
-## Use
-
+{_USE}
 ```python
 from accrual.config import load_config
 from accrual.predictor import Predictor
@@ -81,3 +88,37 @@ from accrual.predictor import Predictor
 predictor = Predictor.load(folder, load_config())
 ```
 """
+
+
+def evaluated(card: str, model: str, trials: Sequence[Trial]) -> str:
+    """A bundle's card with what each window that judged the model measured, beside its champion and generation 0."""
+    _, front, text = card.split("---\n", 2)
+    head = yaml.safe_load(front)
+    head["model-index"] = [{"name": model, "results": [_result(head["pipeline_tag"], trial) for trial in trials]}]
+    before, after = text.split(_EVALUATION)
+    use = after[after.index(_USE) :]
+    lines = [
+        "| window | rows | Brier score (95%) | its champion's | generation 0's | log-loss | ECE | accuracy |",
+        "|---:|---:|---|---:|---:|---:|---:|---:|",
+    ]
+    for trial in trials:
+        ours = trial.challenger
+        low, high = ours.intervals["brier"]
+        lines.append(
+            f"| {ours.window} | {ours.rows:,} | {ours.brier:.4f} ({low:.4f} to {high:.4f}) | {trial.champion.brier:.4f}"
+            f" | {trial.generation_0.brier:.4f} | {ours.log_loss:.4f} | {ours.ece:.4f} | {ours.accuracy:.4f} |"
+        )
+    table = "\n".join(lines) if trials else "No window has judged it yet."
+    said = "On windows of ground truth sealed after it was frozen, rows that neither it nor its champion learned from."
+    return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n{before}{_EVALUATION}\n{said}\n\n{table}\n\n{use}"
+
+
+def _result(task: str, trial: Trial) -> dict[str, Any]:
+    """One window's figures as the hub reads them (huggingface.co/docs/hub/model-cards, "Evaluation Results")."""
+    ours = trial.challenger
+    measured = {name: getattr(ours, name) for name in _METRICS}
+    return {
+        "task": {"type": task},
+        "dataset": {"type": ours.stream, "name": f"{ours.stream}, window {ours.window}", "split": f"{ours.rows} rows"},
+        "metrics": [{"type": name, "value": round(value, 6)} for name, value in measured.items() if value is not None],
+    }

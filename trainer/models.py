@@ -19,6 +19,7 @@ from accrual.contract import Contract, load_contracts
 from accrual.errors import ConfigError, NotFound
 from accrual.lake import Lake, open_lake
 from trainer.generations import Candidate, candidate, candidates, champions, lineage
+from trainer.model_card import evaluated
 from trainer.report import ranges, render
 
 if TYPE_CHECKING:
@@ -89,6 +90,18 @@ def show(model: _Model) -> None:
                 for e in (trial.challenger, trial.champion, trial.generation_0)
             ),
         )
+
+
+@app.command(epilog="Example:  accrual models card support-intents@3 > README.md")
+def card(model: _Model) -> None:
+    """Print a model's card, in the form of the Hugging Face hub: what made it, and what each window measured of it."""
+    config = load_config()
+    with open_lake(config) as lake:
+        one = candidate(candidates(lake), model)
+    folder = config.model_store / (one.bundle or "")
+    if one.bundle is None or not folder.is_dir():
+        raise NotFound(f"{model} has no bundle in {config.model_store}: its card is written with that")
+    typer.echo(evaluated((folder / "README.md").read_text(encoding="utf-8"), one.model, one.trials), nl=False)
 
 
 @app.command(epilog="Example:  accrual models compare support-intents@3 support-intents@0")

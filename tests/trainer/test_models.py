@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from accrual.bundle import read_manifest
@@ -82,6 +83,14 @@ def test_a_ledger_is_told_from_list_to_page_and_a_generation_is_made_again(
     assert "made to replace:  desk@0" in shown and "generation-0" in shown and "snapshot:" in shown
     line = json.loads(run("lineage", "desk@2", "--format", "json"))
     assert [row["model"] for row in line] == ["desk@2", "desk@1", "desk@0"]
+    _, front, text = run("card", "desk@1").split("---\n", 2)
+    [index] = yaml.safe_load(front)["model-index"]
+    [trial] = [e for e in judged.said()[1] if e.model == "desk@1"]
+    [result] = index["results"]
+    assert (index["name"], result["dataset"]["name"]) == ("desk@1", "desk, window 2")
+    assert {m["type"]: m["value"] for m in result["metrics"]}["brier"] == pytest.approx(trial.brier, abs=1e-6)
+    assert f"| 2 | {trial.rows} | {trial.brier:.4f} (" in text and "## Training data" in text and "## Use" in text
+    assert "No window has judged it yet" in run("card", "desk@2")
     compared = json.loads(run("compare", "desk@1", "desk@0", "--format", "json"))
     assert [row["window"] for row in compared] == [1, 2] and all(1 <= row["rows"] < 20 for row in compared)
 
