@@ -19,9 +19,10 @@ with the texts and the loaded base model and ends with the trained weights.
     ours-bf16        ours, the encoder under bf16 autocast
     ours-compiled    ours, the layers that learn by torch.compile, for any shape
 
-The slow ones get a part of the rows (SHARES). hf-from-probe and ours-compiled are timed only where they are asked for:
-the first run of the latter in a process compiles, so give it more than one round. Before the table stands which share
-of the tokens that are computed is padding: packed sequences could save that much, and no more.
+The slow ones get a part of the rows (SHARES), unless `--all` says otherwise. hf-from-probe and ours-compiled are timed
+only where they are asked for: the first run of the latter in a process compiles, so give it more than one round. Before
+the table stands which share of the tokens that are computed is padding: packed sequences could save that much, and no
+more.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,6 +96,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=512, help="to train on, 0 for no timing (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=1, help="of which the median counts (default: %(default)s)")
     parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=list(SHARES), metavar="CONTENDER")
+    parser.add_argument("--all", action="store_true", help="all rows for the slow ones too")
     parser.add_argument("--seeds", type=int, default=0, help="to compare what is learned (default: %(default)s)")
     parser.add_argument("--profile", action="store_true", help="operations by their time, in place of the table")
     given = parser.parse_args()
@@ -108,7 +110,8 @@ def main() -> None:
                 train()
             print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=12, max_name_column_width=40))
     elif given.rows:
-        print_rates(rows, given.only, given.rows, given.rounds)
+        sizes = {name: given.rows // (1 if given.all else SHARES.get(name, 1)) for name in given.only}
+        print_rates(rows, sizes, given.rounds)
     if given.seeds:
         print_quality(rows, given.seeds)
 
@@ -122,13 +125,12 @@ def banking() -> Rows:
     return Rows(mixed["text"].to_pylist(), scores.indices_of(labels, classes), classes)
 
 
-def print_rates(rows: Rows, names: Sequence[str], size: int, rounds: int) -> None:
-    """Samples a second of each contender; in a round they run one after the other."""
-    sizes = {name: size // SHARES.get(name, 1) for name in names}
-    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+def print_rates(rows: Rows, sizes: Mapping[str, int], rounds: int) -> None:
+    """Samples a second of each contender on so many rows; in a round they run one after the other."""
+    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in sizes}
     CONTENDERS["dynamic"](rows.part(0, BATCH_ROWS), 1)()  # threads start, memory is mapped
     for _ in range(rounds):
-        for name in names:
+        for name in sizes:
             train = CONTENDERS[name](rows.part(0, sizes[name]), 1)
             wall, cpu = time.perf_counter(), time.process_time()
             train()
@@ -136,14 +138,18 @@ def print_rates(rows: Rows, names: Sequence[str], size: int, rounds: int) -> Non
             samples = sizes[name] * TRAINING.epochs
             measured[name].append((samples / wall, samples / cpu))
             print(f"{name}: {samples:,} samples, {wall:.1f} s, {cpu:.1f} s of CPU", file=sys.stderr, flush=True)
-    print_padding(rows.part(0, size))
+    print_padding(rows.part(0, max(sizes.values())))
     rates = {name: np.median(np.array(of), axis=0).tolist() for name, of in measured.items()}
     print(
-        "| contender | rows | samples/s | to padded | to hf-trainer | samples / CPU s |\n|---|---:|---:|---:|---:|---:|"
+        "| contender | rows | samples/s | to padded | to hf-trainer | samples / CPU s | to padded | to hf-trainer |\n"
+        "|---|---:|---:|---:|---:|---:|---:|---:|"
     )
-    for name, (wall, cpu) in rates.items():
-        to = [f"{wall / rates[of][0]:.2f}" if of in rates else "" for of in ("padded", "hf-trainer")]
-        print(f"| {name} | {sizes[name]:,} | {wall:.1f} | {to[0]} | {to[1]} | {cpu:.1f} |")
+    for name, both in rates.items():
+        cells = []
+        for kind, rate in enumerate(both):  # by the wall clock, by CPU time
+            to = (f"{rate / rates[of][kind]:.2f}" if of in rates else "" for of in ("padded", "hf-trainer"))
+            cells += [f"{rate:.1f}", *to]
+        print(f"| {name} | {sizes[name]:,} | {' | '.join(cells)} |")
     print(f"\nmedian of {rounds} round(s)\n")
 
 
