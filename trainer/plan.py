@@ -16,8 +16,8 @@ from trainer.publish import Said
 from trainer.select import Window
 from trainer.triggers import Before, Facts, decide
 
-# Of rows that the champion learned from: those whose label is another by now, those that were erased. What it saw is
-# what its newest window's snapshot showed.
+# Of rows that the champion learned from: those whose label is another by now, those that were erased, and those that
+# were put in quarantine since. What it saw is what its newest window's snapshot showed.
 _RECALLED = """
 with learned as (
     select from_time, to_time, reached, sealed_at from windows
@@ -34,7 +34,10 @@ labels as (
 )
 select (select count(*) from labels where taught is distinct from label)
     + (select count(distinct prediction) from erasures, seen
-       where stream = $stream and list_contains($windows::int[], "window") and erasures."at" > seen.at) as rows
+       where stream = $stream and list_contains($windows::int[], "window") and erasures."at" > seen.at)
+    + (select count(distinct prediction_id) from quarantined join labels using (prediction_id), seen
+       where stream = $stream and state <> 'released' and quarantined."at" > seen.at
+           and taught is not distinct from label) as rows
 """
 _DRIFT = """
 with latest as (

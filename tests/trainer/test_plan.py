@@ -180,7 +180,9 @@ def test_drift_is_the_largest_in_a_window_that_no_run_was_given(books: Books) ->
     assert (plan.step, facts.drift) == ("wait", 0.2)
 
 
-def test_recalled_rows_are_those_whose_label_is_another_than_was_taught_and_those_erased(books: Books) -> None:
+def test_recalled_rows_were_relabeled_erased_or_put_in_quarantine_since_they_were_learned(
+    books: Books,
+) -> None:
     contract = books.contract("triggers: {recalled: 2}")
     said = Told(run(1, [1, 2], "promoted"), champion=generation(1, [1, 2]))
 
@@ -198,6 +200,14 @@ def test_recalled_rows_are_those_whose_label_is_another_than_was_taught_and_thos
     assert recalled() == 1
     with open_lake_for_writing(books.config) as lake:
         erase(lake, books.config, subject_of(books.config, contract, "p-012", "prediction_id"))
+    assert recalled() == 2
+    held = {"rule": "known_fault", "at": datetime.now(UTC) + timedelta(seconds=1)}
+    books.put("quarantine", {"prediction_id": "p-002", "state": "held", "offset": 1, **held})
+    assert recalled() == 3
+    books.put("quarantine", {"prediction_id": "p-021", "state": "held", "offset": 2, **held})  # not of its windows
+    books.put("quarantine", {"prediction_id": "p-001", "state": "held", "offset": 3, **held})  # relabeled: counted
+    assert recalled() == 3
+    books.put("quarantine", {"prediction_id": "p-002", "state": "released", "offset": 4, **held})
     assert recalled() == 2
     # A champion that learned after the revision was taught the label of today.
     books.seal(3.1)
