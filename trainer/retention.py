@@ -173,13 +173,19 @@ def keep_abilities(model: Encoder | Generator, before: NDArray[np.float64], prob
     """Leave the model's adapter at the largest scale that keeps the base's abilities, or at the smallest if none does
     (then `low` is below `-most_loss`). `before`: what the base says of the probe.
     """
-    for scale in SCALES:
+    for scale in _scales_of(model):
         scale_adapter(model, scale)
         worst = min((Kept(scale, *one) for one in _changes(probe, before, ability(model, probe))), key=lambda k: k.low)
         log.info("%s: %s %+.4f (at least %+.4f) with the adapter at %g", probe.name, *worst[1:], scale)
         if worst.low >= -most_loss:
             break
     return worst
+
+
+def _scales_of(model: Encoder | Generator) -> Sequence[float]:
+    """Whole modules that learned, and directions apart from sizes, are not halved by halving a product of matrices."""
+    settings = model.model.peft_config["default"]
+    return SCALES[:1] if settings.modules_to_save or settings.use_dora else SCALES
 
 
 def ability(model: Encoder | Generator, probe: Probe) -> NDArray[np.float64]:

@@ -4,6 +4,7 @@ import csv
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -138,6 +139,15 @@ def test_where_no_scale_keeps_them_the_smallest_is_left_and_its_bound_says_so(
 ) -> None:
     left = keep_abilities(bent, cosines(base, probe), probe, most_loss=0.0001)
     assert (left.scale, left.low < -0.0001) == (SCALES[-1], True)
+
+
+@pytest.mark.parametrize("options", [{"dora": True}, {"modules_to_save": ["output.LayerNorm"]}])
+def test_what_a_scale_does_not_halve_is_not_scaled(base: Encoder, probe: Likeness, options: dict[str, Any]) -> None:
+    fresh = Encoder.load(base_folder("minilm"), TOKENS)
+    adapt(fresh, Lora(layers=1, **options))
+    kept = keep_abilities(fresh, -ability(base, probe), probe, most_loss=0.001)
+    assert kept.low < -0.001
+    assert kept.scale == 1.0
 
 
 def test_a_probe_of_ones_own_may_have_headings(tmp_path: Path) -> None:
