@@ -256,8 +256,11 @@ class Trainer:
             begun = None
         if begun is not None and begun.training == training:
             return [window for window in new if window.window in begun.windows] or new
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(msgspec.json.encode(_Begun(training, [window.window for window in new])))
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(msgspec.json.encode(_Begun(training, [window.window for window in new])))
+        except OSError as exc:  # costs what a checkpoint that cannot be written costs
+            log.warning("%s cannot be written: %s", file, exc.strerror)
         return new
 
     def _checkpoints(self, stream: str) -> Path:
