@@ -336,7 +336,7 @@ def _hugging_face(from_probe: bool) -> Contender:
                 )
                 tokens = encoder.tokenize(rows.texts)
                 data: Any = [
-                    {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": int(label)}
+                    {"input_ids": list(ids), "attention_mask": [1] * len(ids), "labels": int(label)}
                     for ids, label in zip(tokens, rows.truth, strict=True)
                 ]
                 collator = DataCollatorWithPadding(encoder.tokenizer)
