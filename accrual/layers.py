@@ -6,6 +6,7 @@ learns. So what they give is computed once, and a pass goes on from there.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -72,8 +73,8 @@ def starting_at(model: Any, first: int, recompute: bool = False) -> Iterator[Ent
     """
     begin, stack = Entering(), layers_of(model)
     below, above = list(stack)[:first], list(stack)[first:]
-    for i in range(first):
-        stack[i] = _Pass()
+    for i, layer in enumerate(below):
+        stack[i] = _Pass(layer)
     hook = stack[first].register_forward_pre_hook(lambda _, given: (begin.states, *given[1:]))
     if recompute:
         for layer in above:
@@ -90,7 +91,16 @@ def starting_at(model: Any, first: int, recompute: bool = False) -> Iterator[Ent
 
 
 class _Pass(torch.nn.Module):
-    """Stands where a layer was."""
+    """Stands where a layer was: hands on the states, and is like the layer in what else it is asked."""
 
-    def forward(self, states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        return states
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.__dict__["layer"] = layer  # not as a module of its own: its parameters must not be found here
+        # DeBERTa's layers return the attention too.
+        self._with_attention = "tuple" in str(inspect.signature(type(layer).forward).return_annotation)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["layer"], name)
+
+    def forward(self, states: torch.Tensor, *_: Any, **__: Any) -> Any:
+        return (states, None) if self._with_attention else states

@@ -36,11 +36,12 @@ def adapt(encoder: Encoder | Generator, lora: Lora) -> int:
     nothing in the top layers.
     """
     from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
 
     top = list(layers_of(encoder.model))[-lora.layers :]
     within = {id(module) for layer in top for module in layer.modules()}
     inside = {name: module for name, module in encoder.model.named_modules() if id(module) in within}
-    linear = [name for name, module in inside.items() if isinstance(module, torch.nn.Linear)]
+    linear = [name for name, module in inside.items() if isinstance(module, (torch.nn.Linear, Conv1D))]  # GPT-2's
     targets = _named("targets", lora.targets, linear) if lora.targets else linear
     settings = LoraConfig(
         r=lora.rank,

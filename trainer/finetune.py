@@ -139,10 +139,11 @@ def _frozen(
         vectors[texts] = encoder.pooled([tokens[text] for text in texts])
 
     states = frozen_states(encoder.model, [len(text) for text in tokens], mine, first, forward, sharded)
-    every = torch.zeros_like(vectors)
-    every[mine] = vectors[mine]  # not those that were computed to keep in step
-    ranks.add_up([every])
-    return states, encoder.joined(every)
+    others = torch.ones(len(tokens), dtype=torch.bool)
+    others[mine] = False
+    vectors[others.to(encoder.device)] = 0.0  # some were computed to keep in step
+    ranks.add_up([vectors])
+    return states, encoder.joined(vectors)
 
 
 def _blank(encoder: Encoder, classes: int, start: Start | None) -> torch.nn.Linear:
