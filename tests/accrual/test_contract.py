@@ -83,7 +83,7 @@ def test_what_is_no_duration_says_what_is(text: str) -> None:
         ("alpha: 0.05", "slices: {fields: []}", "gate.slices.fields", "name an input"),
         ("alpha: 0.05", "slices: {fields: [text], most_loss: 2}", "gate.slices.most_loss", "between 0 and 2"),
         ("alpha: 0.05", "slices: {fields: [text], least_rows: 5}", "gate.slices.least_rows", "at least 10"),
-        ("alpha: 0.05", "retention: {probe: stsb, most_loss: 1}", "gate.retention.most_loss", "between 0 and 1"),
+        ("most_loss: 0.02", "most_loss: 1", "gate.retention.most_loss", "between 0 and 1"),
         ("epochs: 3", "calibration: warm", "training.calibration", "Invalid enum value"),
     ],
 )
