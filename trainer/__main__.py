@@ -135,14 +135,24 @@ def _take_part() -> None:
     join()
     take_part()
     leave()
+    _end()
 
 
 def _dismiss() -> None:
     """Tell the processes that train together with this one that there is no more to do."""
     from trainer.ranks import Ranks, leave
 
-    Ranks().shared(None)
+    ranks = Ranks()
+    ranks.shared(None)
     leave()
+    if ranks.world > 1:
+        _end()
+
+
+def _end() -> None:
+    """End one of several processes here: a thread of torch's was seen to abort it while it ended by and by."""
+    logging.shutdown()
+    os._exit(0)
 
 
 def _make_trainer(config: Config, contracts: Mapping[str, Contract]) -> Trainer:
