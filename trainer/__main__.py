@@ -166,8 +166,7 @@ def _make_trainer(config: Config, contracts: Mapping[str, Contract]) -> Trainer:
 
 def _leave(_signal: int, _frame: FrameType | None) -> None:
     """Leave at once: every step can be broken off anywhere and taken again."""
-    logging.shutdown()
-    os._exit(0)
+    _end()
 
 
 if __name__ == "__main__":

@@ -6,11 +6,13 @@ learned.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from accrual.contract import Lora
@@ -65,17 +67,22 @@ def learn(model: Encoder | Generator) -> int:
     return first
 
 
+def whole_and_passed_over(model: Encoder | Generator, first: int, say: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+    """What the model says, and what it says again where the layers below `first` are passed over."""
+    with watching(model.model, first) as seen:
+        whole = say()
+    with starting_at(model.model, first) as begin:
+        begin.states = seen.states.detach()
+        return whole, say()
+
+
 @pytest.mark.parametrize("family", READ)
 def test_an_encoder_of_this_family_is_adapted_by_layer_and_served(family: str, tmp_path: Path) -> None:
     folder = base(family, AutoModel, "minilm", READ[family], tmp_path / "base")
     model = Encoder.load(folder, 64)
     tokens = model.tokenize(TEXTS)
     bare, first = model.pooled(tokens), learn(model)
-    with watching(model.model, first) as seen:
-        whole = model.pooled(tokens)
-    with starting_at(model.model, first) as begin:
-        begin.states = seen.states.detach()
-        again = model.pooled(tokens)
+    whole, again = whole_and_passed_over(model, first, lambda: model.pooled(tokens))
     assert (whole - bare).abs().max() > 0.01
     assert torch.allclose(again, whole, atol=1e-6)
     gradients = torch.autograd.grad(again.sum(), [p for p in model.model.parameters() if p.requires_grad])
@@ -91,11 +98,7 @@ def test_a_generator_of_this_family_is_adapted_by_layer_and_served(family: str, 
     model = Generator.load(folder, 64, 16)
     rows = model.written(["say it", "do"], ["well now", "yes it is good"])
     bare, first = model.log_likelihoods(rows), learn(model)
-    with watching(model.model, first) as seen:
-        whole = model.log_likelihoods(rows)
-    with starting_at(model.model, first) as begin:
-        begin.states = seen.states.detach()
-        again = model.log_likelihoods(rows)
+    whole, again = whole_and_passed_over(model, first, lambda: model.log_likelihoods(rows))
     assert (whole - bare).abs().max() > 0.01
     assert torch.allclose(again, whole, atol=1e-4)
     assert model.log_ratios(rows) == pytest.approx((whole - bare).tolist(), abs=1e-3)
