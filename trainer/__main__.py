@@ -150,7 +150,7 @@ def _dismiss() -> None:
 
 
 def _end() -> None:
-    """End one of several processes here: a thread of torch's was seen to abort it while it ended by and by."""
+    """End at once. Of several processes, a thread of torch's was seen to abort one that ended by and by."""
     logging.shutdown()
     os._exit(0)
 
