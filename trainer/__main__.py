@@ -122,7 +122,8 @@ def _foretell(config: Config, contracts: Mapping[str, Contract], streams: Sequen
     from trainer.dry_run import foretell
     from trainer.publish import Said
 
-    said = Said(config)
+    said = Said()
+    said.read(config)
     for name in streams:
         typer.echo(foretell(config, said, contracts[name], now))
 

@@ -38,7 +38,7 @@ from trainer.evaluate import Scored, by_slice, calibration_error_of, gains_of, l
 from trainer.freeze import find_frozen, freeze_generation_0, made_with
 from trainer.gate import judge
 from trainer.plan import gather, plan_of, rises_of
-from trainer.publish import Ledger
+from trainer.publish import Said
 from trainer.ranks import Ranks
 from trainer.retention import read_probe
 from trainer.select import LAKE_MEMORY, Selection, Window, rows_of, sealed_windows, select
@@ -59,10 +59,18 @@ class _Begun(msgspec.Struct, frozen=True):
     windows: list[int]
 
 
+class Past(msgspec.Struct, frozen=True):
+    """How things stood: the windows that were sealed, the lake's snapshot before the next was (None: now), the time."""
+
+    windows: list[Window]
+    snapshot_id: int | None
+    now: datetime
+
+
 class Trainer:
     """Runs the cycles of all streams that have a contract, one step at a time."""
 
-    def __init__(self, config: Config, contracts: Mapping[str, Contract], ledger: Ledger) -> None:
+    def __init__(self, config: Config, contracts: Mapping[str, Contract], ledger: Said) -> None:
         """Raises SigningKeyError when the signing key cannot be used, ContractError when a probe cannot be read,
         NotHere when MLflow is wanted and missing, and ConfigError when the base cannot be sharded.
         """
@@ -85,24 +93,26 @@ class Trainer:
         self._loaded: dict[str, Predictor] = {}
         self._empty: set[tuple[str, int]] = set()  # windows of which no row is left: quarantined, or erased
         self._scored: dict[tuple[str, int], Scored] = {}  # by bundle and window, of the challengers that wait
+        self._past: Past | None = None
 
     def ask_for(self, stream: str) -> None:
         """Train this stream once, whatever its triggers say, as soon as no challenger has a window to be judged on."""
         self._asked_for.add(stream)
 
-    def next_step(self, stream: str) -> bool:
+    def next_step(self, stream: str, past: Past | None = None) -> bool:
         """Take the next step of a stream's story; False when it must wait, most often for a window to be sealed.
+
+        With `past`, the step that would have been the next one then.
 
         Raises LakeUnavailable, BrokerUnavailable (try again), BundleError (a published bundle is gone or altered).
         """
-        contract = self._contracts[stream]
+        contract, self._past = self._contracts[stream], past
         champion = self._ledger.champion(stream) or self._publish_generation_0(contract)
-        with open_lake(self._config, memory=LAKE_MEMORY) as lake:
-            windows = [one for one in sealed_windows(lake, stream) if (stream, one.window) not in self._empty]
+        with open_lake(self._config, at_snapshot=past.snapshot_id if past else None, memory=LAKE_MEMORY) as lake:
+            sealed = past.windows if past else sealed_windows(lake, stream)
+            windows = [one for one in sealed if (stream, one.window) not in self._empty]
             facts_of = self._facts(lake, contract, windows)
-            plan = plan_of(
-                self._ledger, contract, windows, facts_of, datetime.now(UTC), by_hand=stream in self._asked_for
-            )
+            plan = plan_of(self._ledger, contract, windows, facts_of, self._now(), by_hand=stream in self._asked_for)
         if plan.step == "wait":
             kind = re.sub("[0-9.,]", "", plan.reason)
             if self._waits.get(stream) != kind:
@@ -116,6 +126,9 @@ class Trainer:
             self._train(contract, champion, plan.windows, plan.reason)
             self._asked_for.discard(stream)
         return True
+
+    def _now(self) -> datetime:
+        return self._past.now if self._past else datetime.now(UTC)
 
     def _facts(self, lake: Lake, contract: Contract, windows: Sequence[Window]) -> Callable[[Sequence[Window]], Facts]:
         """What triggers ask for, gathered when it is asked for, and again of the same windows after a minute."""
@@ -150,7 +163,7 @@ class Trainer:
             parent=None,
             windows=[],
             rows=0,
-            published_at=datetime.now(UTC),
+            published_at=self._now(),
         )
         self._ledger.say([], generation)
         log.info("%s is published: it knows the contract only", generation.model)
@@ -222,7 +235,7 @@ class Trainer:
             seconds=round(time.monotonic() - started, 3),
             cpu_seconds=round(time.process_time() - cpu_started, 3),
             retention=frozen.retention,
-            at=datetime.now(UTC),
+            at=self._now(),
         )
         self._ledger.say([run])
         self._tracking.log(run)
@@ -271,7 +284,7 @@ class Trainer:
     ) -> None:
         """Score challenger, champion and generation 0 on the next window, and say what the gate makes of it."""
         judged = [w for w in windows if w.window in self._ledger.judged(challenger.run_id) or w == now]
-        at, run_id = datetime.now(UTC), challenger.run_id
+        at, run_id = self._now(), challenger.run_id
         ours = self._score(contract, challenger.digest or "", judged)
         if not len(ours[-1].ids):
             log.warning("window %d of %s has no row left to judge on: the next one judges", now.window, contract.stream)

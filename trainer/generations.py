@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -24,6 +24,11 @@ class Trial(msgspec.Struct, frozen=True):
     challenger: Evaluation
     champion: Evaluation
     generation_0: Evaluation
+
+    @property
+    def all(self) -> tuple[Evaluation, Evaluation, Evaluation]:
+        """The three, the challenger first."""
+        return self.challenger, self.champion, self.generation_0
 
     @property
     def gain(self) -> float:
@@ -84,7 +89,15 @@ def candidates(lake: Lake, stream: str | None = None) -> list[Candidate]:
     evaluations = _read(
         lake, f"select 'evaluation' as type, * from evaluations where {_OF} order by \"offset\"", asked, Evaluation
     )
-    published = {g.model: g for g in _read(lake, f"from generations where {_OF} order by version", asked, Generation)}
+    published = _read(lake, f"from generations where {_OF} order by version", asked, Generation)
+    return candidates_of(runs, evaluations, published)
+
+
+def candidates_of(
+    runs: Iterable[Run], evaluations: Sequence[Evaluation], generations: Iterable[Generation]
+) -> list[Candidate]:
+    """The same of what was said: every run as it ended, and every generation that was published."""
+    published = {generation.model: generation for generation in generations}
     found = [
         Candidate(run.stream, run.version, run, _trials(run.run_id, evaluations), published.get(run.model))
         for run in runs

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 import pyarrow as pa
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from trainer.select import Window
     from trainer.weigh import Row
 
+_T = TypeVar("_T")
+
 app = typer.Typer(
     name="models",
     help="Models: every generation, what made it, how it was judged, and against which other.",
@@ -52,6 +55,10 @@ def list_(stream: _Stream = None, form: _Format = Format.TABLE) -> None:
         known = candidates(lake, stream)
     if not known:
         raise NotFound("the lake knows no model yet; the trainer publishes generation 0 when it starts")
+    _print_list(known, form)
+
+
+def _print_list(known: Sequence[Candidate], form: Format) -> None:
     in_service = {one.stream: one.model for one in champions(known)}
     rows = [
         {
@@ -87,7 +94,7 @@ def show(model: _Model) -> None:
             (
                 {name: _rounded(getattr(e, name)) for name in fields[:-1]} | {"e_value": _short(e.e_value)}
                 for trial in one.trials
-                for e in (trial.challenger, trial.champion, trial.generation_0)
+                for e in trial.all
             ),
         )
 
@@ -190,6 +197,45 @@ def report(
     typer.echo(f"{to}: open it in a browser.")
 
 
+@app.command("backtest", epilog="Example:  accrual models backtest --stream credit-risk --to backtest")
+def backtest_(
+    stream: Annotated[str, typer.Option("--stream", help="The stream.", show_default=False)],
+    to: Annotated[Path, typer.Option("--to", help="A new folder for models and reports.", show_default=False)],
+) -> None:
+    """Go through the sealed windows again, as the trainer would have, and publish nothing.
+
+    It trains what the contract would have had trained, so it takes as long. Change a copy of the contracts, name it by
+    ACCRUAL_CONTRACTS, and see what the change would have been worth.
+    """
+    from trainer.backtest import afterwards, apart, backtest
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    config = apart(load_config(), to)
+    contract = _contract(config, stream)
+    known = backtest(config, contract, lambda windows: _tracked(windows, "windows"))
+    after = afterwards(config, contract, known)
+    with open_lake(config) as lake:
+        for one in known:
+            if one.trials:
+                page = render(one, known, _examined(config, lake, known, one), None)
+                (to / f"{one.model}.html").write_text(page, encoding="utf-8")
+    (to / "backtest.json").write_bytes(msgspec.json.format(msgspec.json.encode({"models": known, "afterwards": after})))
+    _print_list(known, Format.TABLE)
+    if after:
+        rows = [
+            {
+                "model": one.model,
+                "instead of": one.replaced,
+                "windows": ranges(one.windows),
+                "rows": one.rows,
+                "gain": f"{one.gain:+.4f} ({one.low:+.4f} to {one.high:+.4f})",
+            }
+            for one in after
+        ]
+        print_rows(Format.TABLE, list(rows[0]), rows, "On the windows after those that judged it, with 95% interval")
+    typer.echo(f"{to}: backtest.json, and a page of each model that was judged.")
+
+
 @app.command(epilog="Example:  accrual models rebuild support-intents@3")
 def rebuild(model: _Model) -> None:
     """Make a model again from what its manifest names. Exit code 1, with what has changed, if it is not the same."""
@@ -241,10 +287,14 @@ def _matrix(config: Config, lake: Lake, models: Sequence[Candidate]) -> Matrix:
         with open_lake(config, at_snapshot=window.snapshot_id, memory=LAKE_MEMORY) as then:
             yield from held_out_rows(then, contract, window)
 
-    console = Console(stderr=True)
-    scored = track(models, "scoring", console=console, transient=True, disable=not console.is_terminal)
     windows = sealed_windows(lake, contract.stream)
-    return matrix(scored, windows, rows_of, lambda bundle: _predictor(config, bundle))
+    return matrix(_tracked(models, "scoring"), windows, rows_of, lambda bundle: _predictor(config, bundle))
+
+
+def _tracked(several: Sequence[_T], what: str) -> Iterable[_T]:
+    """The same, with a bar on stderr for whoever watches."""
+    console = Console(stderr=True)
+    return track(several, what, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _examined(config: Config, lake: Lake, known: Sequence[Candidate], one: Candidate) -> Examination | None:

@@ -21,23 +21,32 @@ _OPEN = ("trained", "waiting")
 
 
 class Said:
-    """Everything the trainer has said, read."""
+    """Everything that was said of runs, evaluations and champions, in memory."""
 
-    def __init__(self, config: Config) -> None:
-        """Read both topics to their ends. Raises BrokerUnavailable, TopicMismatch."""
-        check_topics(config)
-        self._names = TopicNames(config.topics.prefix)
+    def __init__(self) -> None:
         self._runs: dict[str, Run] = {}
         self._begun: dict[str, datetime] = {}
         self._evaluations: dict[str, list[Evaluation]] = {}
         self._judged: dict[str, set[int]] = {}
         self._champions: dict[str, Generation] = {}
-        for message in read_to_end(config, self._names.training):
+
+    def read(self, config: Config) -> None:
+        """Add what both topics hold. Raises BrokerUnavailable, TopicMismatch."""
+        check_topics(config)
+        names = TopicNames(config.topics.prefix)
+        for message in read_to_end(config, names.training):
             self._note(decode_ledger_entry(message.value() or b""))
-        for message in read_to_end(config, self._names.models):
+        for message in read_to_end(config, names.models):
             if message.value() is not None:
                 champion = decode_generation(message.value() or b"")
                 self._champions[champion.stream] = champion
+
+    def say(self, entries: Sequence[Run | Evaluation], champion: Generation | None = None) -> None:
+        """Add a conclusion."""
+        for entry in entries:
+            self._note(entry)
+        if champion is not None:
+            self._champions[champion.stream] = champion
 
     def champion(self, stream: str) -> Generation | None:
         """The generation in service, None before generation 0."""
@@ -96,7 +105,9 @@ class Ledger(Said):
             self._producer.init_transactions(REQUEST_S)  # first: nothing can be said by another one after it is read
         except KafkaException as exc:
             raise BrokerUnavailable(f"the ledger cannot be opened: {exc.args[0].str()}") from exc
-        super().__init__(config)
+        super().__init__()
+        self._names = TopicNames(config.topics.prefix)
+        self.read(config)
 
     def say(self, entries: Sequence[Run | Evaluation], champion: Generation | None = None) -> None:
         """Append to the ledger, all or nothing. Raises BrokerUnavailable: then make a new ledger and look again."""
@@ -109,7 +120,4 @@ class Ledger(Said):
             self._producer.commit_transaction(REQUEST_S)
         except KafkaException as exc:
             raise BrokerUnavailable(f"the ledger cannot be written: {exc.args[0].str()}") from exc
-        for entry in entries:
-            self._note(entry)
-        if champion is not None:
-            self._champions[champion.stream] = champion
+        super().say(entries, champion)

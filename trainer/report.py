@@ -70,7 +70,7 @@ def _trials(trials: Sequence[Trial]) -> str:
             "" if e.e_value is None else f"{e.e_value:.3g}",
         ]
         for trial in trials
-        for e in (trial.challenger, trial.champion, trial.generation_0)
+        for e in trial.all
     ]
     return table(head, rows, range(2, len(head)))
 

@@ -130,3 +130,35 @@ def test_a_ledger_is_told_from_list_to_page_and_a_generation_is_made_again(
         assert "rows: 2 are gone (erased, or quarantined since), such as p-" in run("rebuild", "desk@1", code=1)
         unknown = CliRunner().invoke(app, ["show", "desk@9"]).exception
         assert "the lake knows desk@0, desk@1, desk@2" in str(unknown)
+
+
+@pytest.mark.slow
+def test_a_backtest_makes_again_what_the_trainer_made_window_by_window_and_says_nothing(
+    judged: World, tmp_path: Path
+) -> None:
+    judged.seal()
+    judged.finish()
+    told(judged)
+    runs, evaluations, generations = judged.said()
+    folder = tmp_path / "backtest"
+    shown = run("backtest", "--stream", STREAM, "--to", str(folder))
+    found = json.loads((folder / "backtest.json").read_bytes())
+
+    ended = {entry.model: (entry.run_id, entry.state, entry.digest) for entry in runs}
+    again = {m["run"]["run_id"].split("-")[0]: m["run"] for m in found["models"] if m["run"]}
+    assert {name: (r["run_id"], r["state"], r["digest"]) for name, r in again.items()} == ended
+    verdicts = [(e.model, e.window, e.brier, e.e_value) for e in evaluations if e.role == "challenger"]
+    trials = [t["challenger"] for m in found["models"] for t in m["trials"]]
+    assert [(t["model"], t["window"], t["brier"], t["e_value"]) for t in trials] == verdicts and len(verdicts) > 1
+    first = found["models"][1]
+    assert first["published"]["published_at"] == "2025-01-05T00:00:00Z"  # window 2's end, and a day for its labels
+    [after] = [one for one in found["afterwards"] if one["model"] == f"{STREAM}@1"]
+    assert (after["replaced"], after["windows"]) == (f"{STREAM}@0", [3]) and after["low"] < after["gain"] < after[
+        "high"
+    ]
+    assert "desk@1" in shown and (folder / "desk@1.html").exists()
+
+    assert judged.said() == (runs, evaluations, generations)
+    assert "is not empty" in str(
+        CliRunner().invoke(app, ["backtest", "--stream", STREAM, "--to", str(folder)]).exception
+    )
