@@ -23,7 +23,7 @@ AccrualError
     ├── BufferFull          the recorder's local buffer is full
     ├── RegistryUnavailable no Schema Registry answers at `registry.url`
     ├── NoChampion          no generation of the stream has been published and loaded yet
-    ├── StoreUnavailable    the model store cannot be written: most often its disk is full
+    ├── StoreUnavailable    the model store, or the trainer's temporary file, cannot be written: the disk is full
     └── LakeUnavailable     catalog or data store out of reach, or busy
         └── LakeConflict    another writer's transaction came first
 """
@@ -126,7 +126,7 @@ class NoChampion(Transient):
 
 
 class StoreUnavailable(Transient):
-    """The model store cannot be written: its disk is full, over its quota or read-only."""
+    """The model store, or the trainer's temporary file, cannot be written: the disk is full, over its quota, read-only."""
 
 
 class RegistryUnavailable(Transient):

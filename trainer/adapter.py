@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 
 from accrual.contract import Lora
 from accrual.encoder import Encoder, batch_tokens, batches
-from accrual.errors import TrainingFailed
+from accrual.errors import StoreUnavailable, TrainingFailed
 from accrual.generator import Generator
 from accrual.layers import layers_of, watching
 from trainer.memory import Budget
@@ -151,7 +152,14 @@ def _space(tokens: int, dimensions: int, device: torch.device) -> torch.Tensor:
     if size <= CACHE_BYTES:
         return torch.empty(tokens, dimensions)
     with tempfile.TemporaryFile() as file:  # the map keeps it
-        return torch.from_numpy(np.memmap(file, dtype=np.float32, mode="w+", shape=(tokens, dimensions)))
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)  # what a map finds no room for later ends the process
+        except OSError as exc:
+            raise StoreUnavailable(
+                f"{tempfile.gettempdir()} has no room for {size / 2**30:.3g} GiB, which fine-tuning keeps of its rows: "
+                f"{exc.strerror}. Name another folder by TMPDIR, or lower training.max_rows or training.max_tokens"
+            ) from exc
+        return torch.from_numpy(np.memmap(file, dtype=np.float32, mode="r+", shape=(tokens, dimensions)))
 
 
 def _scale(settings: Any) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from accrual import layers
 from accrual.contract import EarlyStopping, Lora, Training
 from accrual.encoder import Encoder, base_folder
-from accrual.errors import ConfigError, TrainingFailed
+from accrual.errors import ConfigError, StoreUnavailable, TrainingFailed
 from trainer import adapter, learner, loop
 from trainer.checkpoint import digest_of
 from trainer.finetune import Start, Tuned, fine_tune
@@ -225,6 +226,21 @@ def test_states_that_memory_has_no_room_for_lie_in_a_file(monkeypatch: pytest.Mo
     expected = digest(tune())
     monkeypatch.setattr("trainer.adapter.CACHE_BYTES", 1000)
     assert digest(tune()) == expected
+
+
+def test_a_disk_without_room_for_the_states_is_said_before_they_are_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A map of a file that the disk has no room for ends the process where it is written to."""
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", tmp_path], check=False).returncode != 0:
+        pytest.skip("tmpfs cannot be mounted here")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("trainer.adapter.CACHE_BYTES", 1000)
+    try:
+        with pytest.raises(StoreUnavailable, match=r"No space left on device. Name another folder by TMPDIR"):
+            tune()
+    finally:
+        subprocess.run(["umount", "--lazy", tmp_path], check=True)
 
 
 def test_texts_have_the_same_few_bytes_of_tokens_however_many_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
