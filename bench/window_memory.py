@@ -1,4 +1,4 @@
-"""How much memory the trainer takes for a window of many rows: to choose from it, and to be judged on it.
+"""How much memory the trainer takes for a window of many rows: to choose from it, to learn from it, to be judged on it.
 
     python bench/window_memory.py                      100,000 rows
     python bench/window_memory.py --rows 10000000      needs 5 GB of disk; most of an hour on two busy cores
@@ -7,6 +7,11 @@ It makes two lakes (SQLite catalog, local files): each has a sealed window of la
 characters, and a tenth as many rows before; the second lake has ten times as many as the first. One prediction was
 erased, so each row is looked up among those that are left. Selection and judging run in a process of their own each.
 What streams takes about as much memory for both.
+
+Trained is as a cycle trains, from the selection to the frozen bundle, one epoch of the base's upper two layers: from as
+many rows as the contract's `max_rows` lets in, and beside that from 1,000, which is what model and code take without
+the rows. The states of the frozen layers lie in a mapped file; what is resident of that can be given up at any time, so
+training also says the most that cannot (sampled).
 
 Judged is as a cycle judges, and three times as the models of one are, by a model that says the same of every row: it
 takes neither memory nor time, so the figures are those of the rows alone.
@@ -18,10 +23,14 @@ import argparse
 import os
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Event, Thread
 from typing import NamedTuple
 
+import msgspec
 import pyarrow as pa
 from machine import machine
 from measure import in_process, peak_mib
@@ -44,7 +53,7 @@ outcome: {values: {urgency: {type: string}}}
 label: {field: urgency}
 horizon: 1d
 on_expiry: low
-training: {template: '{text}', window_rows: 100000}
+training: {template: '{text}', window_rows: 100000, max_tokens: 32, epochs: 1}
 quality: {slices: [queue]}
 gate: {slices: {fields: [queue], most_loss: 0.05}}
 """
@@ -71,11 +80,12 @@ from lake.ground_truth_history where "offset" <> $erased
 
 
 class Cost(NamedTuple):
-    """Of one process: `rows` it kept, wall seconds, and its peak of resident memory."""
+    """Of one process: `rows` it kept, wall seconds, its peak of resident memory, and of what no file stands behind."""
 
     rows: int
     seconds: float
     peak_mib: float
+    own_mib: float | None = None
 
 
 def main() -> None:
@@ -87,14 +97,18 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="accrual-bench-", dir=given.folder) as folder:
             config = _settings(Path(folder))
             in_process(_make, config, rows)
-            for name, function in (("opening the lake", _open), ("selection", _select), ("judging", _judge)):
+            for name, function in STEPS.items():
                 costs.setdefault(name, []).append(in_process(function, config))
                 print(f"{rows:,} rows, {name}: {costs[name][-1]}", flush=True)
-    print("\n| | rows | kept | s | peak RSS MiB | to a tenth of the rows |\n|---|---:|---:|---:|---:|---:|")
+    print("\n| | rows | kept | s | peak RSS MiB | to a tenth of the rows | not of a file |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
     for name, (tenth, whole) in costs.items():
         for rows, cost in zip(sizes, (tenth, whole), strict=True):
             ratio = f"{cost.peak_mib / tenth.peak_mib:.2f}" if cost is whole else ""
-            print(f"| {name} | {rows:,} | {cost.rows:,} | {cost.seconds:.1f} | {cost.peak_mib:,.0f} | {ratio} |")
+            own = "" if cost.own_mib is None else f"{cost.own_mib:,.0f}"
+            print(
+                f"| {name} | {rows:,} | {cost.rows:,} | {cost.seconds:.1f} | {cost.peak_mib:,.0f} | {ratio} | {own} |"
+            )
     print(f"\none round; {machine()}")
 
 
@@ -150,6 +164,49 @@ def _select(config: Config) -> Cost:
     return Cost(selection.new + selection.replayed, time.monotonic() - started, peak_mib(os.getpid()))
 
 
+def _train(config: Config, most: int = 100_000) -> Cost:
+    from trainer.cycle import Trainer
+    from trainer.publish import Said
+
+    contract = _contract(config)
+    contract = msgspec.structs.replace(contract, training=msgspec.structs.replace(contract.training, max_rows=most))
+    # Models of its own: what `judging` finds in the store is generation 0.
+    apart = msgspec.structs.replace(
+        config, models=msgspec.structs.replace(config.models, store=f"{config.state}/{most}")
+    )
+    said, started = Said(), time.monotonic()
+    with _sampled() as own:
+        Trainer(apart, {contract.stream: contract}, said).next_step(contract.stream)
+    [(run, _)] = said.begun(contract.stream)
+    if run.state != "trained":
+        raise SystemExit(f"not trained: {run.reason}")
+    return Cost(run.rows_new + run.rows_replayed, time.monotonic() - started, peak_mib(os.getpid()), max(own))
+
+
+def _train_a_few(config: Config) -> Cost:
+    return _train(config, 1000)
+
+
+@contextmanager
+def _sampled() -> Iterator[list[float]]:
+    """The MiB of this process that no file stands behind (RssAnon), ten times a second."""
+    found, done = [0.0], Event()
+
+    def look() -> None:
+        while not done.wait(0.1):
+            status = Path("/proc/self/status").read_text().splitlines()
+            [line] = [line for line in status if line.startswith("RssAnon")]
+            found.append(int(line.split()[1]) / 1024)
+
+    thread = Thread(target=look)
+    thread.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        thread.join()
+
+
 def _judge(config: Config) -> Cost:
     contract, window = _contract(config), _newest_window(config)
     [bundle] = config.model_store.iterdir()
@@ -165,6 +222,15 @@ def _judge(config: Config) -> Cost:
     judge(gains, 1, rise, contract.gate, by_slice(ours, gains))
     entries = [one.entry("run", "champion", START) for one in scored]
     return Cost(entries[0].rows, time.monotonic() - started, peak_mib(os.getpid()))
+
+
+STEPS: dict[str, Callable[[Config], Cost]] = {
+    "opening the lake": _open,
+    "selection": _select,
+    "training, 1,000 rows": _train_a_few,
+    "training": _train,
+    "judging": _judge,
+}
 
 
 def _contract(config: Config) -> Contract:
