@@ -126,7 +126,7 @@ class NoChampion(Transient):
 
 
 class StoreUnavailable(Transient):
-    """The model store, or the trainer's temporary file, cannot be written: the disk is full, over its quota, read-only."""
+    """The model store, or the trainer's temporary file, cannot be written: a disk full, over its quota, read-only."""
 
 
 class RegistryUnavailable(Transient):

@@ -33,9 +33,7 @@ class Judged(msgspec.Struct, frozen=True):
     @property
     def auroc(self) -> float | None:
         """See `scores.auroc`; None unless each row is a question of yes or no."""
-        if not self.binary or not np.isin(self.happened, (0.0, 1.0)).all():
-            return None
-        return scores.auroc(self.said, self.happened == 1)
+        return scores.auroc(self.said, self.happened == 1) if self._of_yes_or_no else None
 
     @property
     def rank_correlation(self) -> float | None:
@@ -61,18 +59,25 @@ class Judged(msgspec.Struct, frozen=True):
 
     @property
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """95% confidence intervals, if rows are independent, of `accuracy`, `brier`, `log_loss` and `ece`.
+        """95% confidence intervals, if rows are independent, of `accuracy`, `brier`, `log_loss`, `ece`, and of `auroc`
+        where there is one.
 
-        Of accuracy Wilson's (1927); of Brier score and log-loss, means over rows, the normal approximation; of ECE the
-        basic bootstrap (Davison and Hinkley 1997, chapter 5), which takes off what chance adds: it may lie below the
-        ECE.
+        Of accuracy Wilson's (1927); of AUROC DeLong's (1988); of Brier score and log-loss, means over rows, the normal
+        approximation; of ECE the basic bootstrap (Davison and Hinkley 1997, chapter 5), which takes off what chance
+        adds: it may lie below the ECE.
         """
+        of_auroc = scores.interval_of_auroc(self.said, self.happened == 1) if self._of_yes_or_no else None
         return {
             "accuracy": scores.interval_of_share(self.accuracy, len(self.hits)),
             "brier": scores.interval_of_mean(self.brier),
             "log_loss": scores.interval_of_mean(self.log_loss),
             "ece": scores.interval_of_ece(self.said, self.happened),
+            **({"auroc": of_auroc} if of_auroc else {}),
         }
+
+    @property
+    def _of_yes_or_no(self) -> bool:
+        return self.binary and bool(np.isin(self.happened, (0.0, 1.0)).all())
 
 
 def judged(probabilities: scores.Floats, truth: scores.Truth) -> Judged:

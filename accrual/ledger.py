@@ -116,7 +116,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True, tag="evaluation", ta
 
     `auroc` only for two classes, `rank_correlation` (Spearman's, with the labels) only for a score. `coverage` is the
     share of the window's predictions that have a label. `calibration_error` is the debiased one of accrual.scores;
-    `intervals` has the 95% confidence interval, low and high, of `accuracy`, `brier`, `log_loss` and `ece`;
+    `intervals` has the 95% confidence interval, low and high, of `accuracy`, `brier`, `log_loss`, `ece` and `auroc`;
     `reliability` is the curve. `e_value` and `verdict` only for a challenger: the evidence so far that it beats the
     champion, and what the gate made of it.
     """

@@ -181,6 +181,23 @@ def interval_of_mean(values: NDArray[np.float64]) -> tuple[float, float]:
     return mean - _Z * error, mean + _Z * error
 
 
+def interval_of_auroc(positive: Floats, is_positive: NDArray[np.bool_]) -> tuple[float, float] | None:
+    """95% confidence interval of `auroc` (DeLong, DeLong and Clarke-Pearson 1988), by ranks (Sun and Xu 2014).
+
+    Each row's part is the share of rows of the other kind that it is on the right side of; the variance is that of the
+    parts of either kind. None where a kind has fewer than two rows.
+    """
+    middle, is_negative = auroc(positive, is_positive), ~is_positive
+    if middle is None or min(is_positive.sum(), is_negative.sum()) < 2:
+        return None
+    ranks, variance = _ranks(positive), 0.0
+    for own, others in ((is_positive, is_negative), (is_negative, is_positive)):
+        parts = (ranks[own] - _ranks(np.asarray(positive)[own])) / others.sum()
+        variance += float(parts.var(ddof=1)) / int(own.sum())
+    half = _Z * math.sqrt(variance)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
 def interval_of_ece(said: NDArray[np.float64], happened: NDArray[np.float64]) -> tuple[float, float]:
     """95% confidence interval of `ece` by the basic bootstrap: twice what was found less what resamples show."""
     bins, differences = _equal_widths(said), said - happened

@@ -62,7 +62,7 @@ def _trials(trials: Sequence[Trial]) -> str:
             escape(e.model) if e is trial.challenger else marked(f"{e.model} ({e.role})", "soft"),
             f"{e.rows:,}",
             _between(f"{e.accuracy:.3f}", e.intervals.get("accuracy")),
-            "" if e.auroc is None else f"{e.auroc:.3f}",
+            "" if e.auroc is None else _between(f"{e.auroc:.3f}", e.intervals.get("auroc")),
             _between(f"{e.brier:.4f}", e.intervals.get("brier")),
             _between(f"{e.log_loss:.4f}", e.intervals.get("log_loss")),
             _between(f"{e.ece:.4f}", e.intervals.get("ece")),

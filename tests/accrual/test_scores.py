@@ -45,6 +45,16 @@ def test_auroc_is_the_share_of_pairs_in_the_right_order(rows: list[tuple[float, 
     assert scores.auroc(said, happened) == (None if wanted is None else pytest.approx(wanted))
 
 
+def test_the_interval_of_auroc_is_as_wide_as_samples_scatter() -> None:
+    """By the parts of rows, with ties; one row of a kind says nothing about how that kind scatters."""
+    samples = [_honest(300, seed) for seed in range(400)]
+    found = [(np.round(p[:, 1], 1), happened == 1) for p, happened in samples]
+    widths = [high - low for low, high in (scores.interval_of_auroc(*one) or (0, 0) for one in found)]
+    assert np.mean(widths) == pytest.approx(2 * 1.96 * np.std([scores.auroc(*one) for one in found]), rel=0.1)
+    assert scores.interval_of_auroc(np.array([0.1, 0.2, 0.9]), np.array([False, False, True])) is None
+    assert scores.interval_of_auroc(np.array([0.1, 0.2, 0.8, 0.9]), np.array([False, False, True, True])) == (1.0, 1.0)
+
+
 def test_calibration_of_two_classes_is_of_the_second() -> None:
     p = np.array([[0.8, 0.2]] * 10)
     assert scores.ece(p, np.array([1] * 2 + [0] * 8)) == pytest.approx(0.0)
@@ -111,9 +121,10 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
         "brier": scores.brier(*much),
         "log_loss": scores.log_loss(*much),
         "ece": scores.ece(*much),
+        "auroc": scores.auroc(much[0][:, 1], much[1] == 1),
     }
     samples = [judged(*_honest(400, seed, shift=0.06)).intervals for seed in range(2, 152)]
-    for name, least in {"accuracy": 0.9, "brier": 0.9, "log_loss": 0.9, "ece": 0.85}.items():
+    for name, least in {"accuracy": 0.9, "brier": 0.9, "log_loss": 0.9, "auroc": 0.9, "ece": 0.85}.items():
         inside = np.mean([low <= truth[name] <= high for low, high in (sample[name] for sample in samples)])
         assert least <= inside <= 0.995, name
 

@@ -5,15 +5,17 @@ loses is recorded, and a trainer that is killed at any step repeats nothing that
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import load_file
 
 from accrual.bundle import ROWS, read_manifest, verify_bundle
 from accrual.contract import Retention, Slices, load_contracts
@@ -24,11 +26,12 @@ from accrual.ledger import Run
 from accrual.predictor import Predictor
 from tests.trainer.world import START, STREAM, World
 from trainer import challenger, cycle
+from trainer.backtest import apart, backtest
 from trainer.dry_run import foretell
 from trainer.freeze import find_frozen
 from trainer.gate import LARGEST_LOSS, Verdict
 from trainer.publish import Ledger, Said
-from trainer.select import held_out_rows, rows_of, sealed_windows, select
+from trainer.select import Selection, held_out_rows, rows_of, sealed_windows, select
 
 PAIRS = Path(__file__).parents[2] / "trainer" / "probes" / "stsb.csv"
 
@@ -405,6 +408,36 @@ def test_a_challenger_is_counted_unless_it_failed_before_it_was_judged() -> None
     for version, state in enumerate(states, start=1):
         said._note(run_of(version, state))
     assert [said.trial(run_of(version, "trained")) for version in (1, 2, 3, 4, 5)] == [1, 2, 2, 3, 4]
+
+
+def test_what_balancing_shifts_is_added_to_the_head_and_taken_off_where_a_warm_start_begins(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two trainers, one with a shift: it learns the same, from the base and from a champion, and says it shifted."""
+    contract, chosen = world.contracts[STREAM], cycle.select
+    warm = msgspec.structs.replace(contract.training, start="champion")
+    contracts = {STREAM: msgspec.structs.replace(contract, training=warm)}
+    world.seal()
+    world.seal()
+    heads: dict[float, list[Mapping[str, np.ndarray]]] = {}
+    for shift in (0.0, 0.3):
+
+        def shifted(*given: Any, by: float = shift) -> Selection:
+            return msgspec.structs.replace(chosen(*given), shift={"exchange_rate": by})
+
+        monkeypatch.setattr(cycle, "select", shifted)
+        config = apart(world.config, tmp_path / str(shift))
+        [zero, first, second] = backtest(config, contracts[STREAM], lambda windows: windows)
+        assert (zero.state, first.state, second.state) == ("promoted", "promoted", "trained")
+        bundles = [config.model_store / (one.bundle or "") for one in (first, second)]
+        assert [read_manifest(folder).start for folder in bundles] == ["base", "champion"]
+        heads[shift] = [load_file(folder / "head.safetensors") for folder in bundles]
+    place = contract.output.classes.index("exchange_rate")
+    for plain, moved in zip(heads[0.0], heads[0.3], strict=True):
+        expected = plain["bias"].copy()
+        expected[place] += 0.3
+        assert moved["bias"] == pytest.approx(expected, abs=1e-4)
+        assert moved["weight"] == pytest.approx(plain["weight"], abs=1e-4)
 
 
 def test_a_second_trainer_fences_the_first(world: World) -> None:

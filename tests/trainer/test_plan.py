@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from accrual.contract import Contract, load_contract
 from accrual.erasure import erase, subject_of
 from accrual.errors import ContractError
+from accrual.judged import judged
 from accrual.lake import open_lake, open_lake_for_writing
 from accrual.ledger import Evaluation, Generation, Run
 from tests.trainer.books import START, STREAM, Books
-from trainer.plan import Plan, gather, plan_of, runs_before
+from trainer.evaluate import Scored
+from trainer.plan import Plan, gather, plan_of, rises_of, runs_before
 from trainer.publish import Said
 from trainer.select import Window, sealed_windows
 from trainer.triggers import Facts
@@ -24,14 +28,11 @@ from trainer.triggers import Facts
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
 
-class Told(Said):
+def told(*entries: Run | Evaluation, champion: Generation | None = None) -> Said:
     """What the trainer has said, without the topics that it is read from."""
-
-    def __init__(self, *entries: Run | Evaluation, champion: Generation | None = None) -> None:
-        self._runs, self._begun, self._evaluations, self._judged = {}, {}, {}, {}
-        self._champions = {} if champion is None else {STREAM: champion}
-        for entry in entries:
-            self._note(entry)
+    said = Said()
+    said.say(entries, champion)
+    return said
 
 
 def run(version: int, windows: list[int], state: str, at: datetime = NOW, **more: Any) -> Run:
@@ -118,12 +119,12 @@ def numbers(plan: Plan) -> list[int]:
 
 def test_what_is_new_since_the_last_run_is_counted_and_what_the_champion_has_not_seen_is_learned(books: Books) -> None:
     contract = books.contract("triggers: {rows: 20, every: 90m}")
-    plan, facts = planned(books, Told(), contract)
+    plan, facts = planned(books, told(), contract)
     assert (plan.step, numbers(plan)) == ("train", [1, 2, 3])
     assert facts is not None
     assert (facts.rows, facts.passed) == (30, timedelta(hours=3))
 
-    lost = Told(run(1, [1, 2], "rejected"), champion=generation(0, []))
+    lost = told(run(1, [1, 2], "rejected"), champion=generation(0, []))
     plan, facts = planned(books, lost, contract)
     assert facts is not None
     assert (facts.rows, facts.passed) == (10, timedelta(hours=1))
@@ -133,14 +134,14 @@ def test_what_is_new_since_the_last_run_is_counted_and_what_the_champion_has_not
 
 
 def test_a_window_that_was_tried_is_not_tried_again_unless_a_person_asks(books: Books) -> None:
-    lost = Told(run(1, [1, 2, 3], "rejected"), champion=generation(0, []))
+    lost = told(run(1, [1, 2, 3], "rejected"), champion=generation(0, []))
     assert planned(books, lost, books.contract())[0] == Plan("wait", [], "for a sealed window")
     plan, _ = planned(books, lost, books.contract(), by_hand=True)
     assert (plan.step, numbers(plan), plan.reason) == ("train", [1, 2, 3], "by hand")
-    won = Told(run(1, [1, 2, 3], "promoted"), champion=generation(1, [1, 2, 3]))
+    won = told(run(1, [1, 2, 3], "promoted"), champion=generation(1, [1, 2, 3]))
     plan, _ = planned(books, won, books.contract(), by_hand=True)
     assert (plan.step, numbers(plan)) == ("train", [3])
-    open_one = Told(run(1, [1, 2, 3], "trained"), champion=generation(0, []))
+    open_one = told(run(1, [1, 2, 3], "trained"), champion=generation(0, []))
     assert planned(books, open_one, books.contract(), by_hand=True)[0].step == "wait"
 
 
@@ -155,7 +156,7 @@ def test_no_model_is_judged_on_a_time_of_which_it_or_its_champion_has_learned(bo
         (first, generation(0, [], START + timedelta(hours=1.5)), 3),
         (run(1, [1], "trained", learned_until=START + timedelta(hours=2.5)), generation(0, []), None),
     ):
-        plan, _ = planned(books, Told(challenger, champion=champion), contract)
+        plan, _ = planned(books, told(challenger, champion=champion), contract)
         assert (plan.step, numbers(plan)) == (("judge", [judge]) if judge else ("wait", []))
 
 
@@ -170,7 +171,7 @@ def test_drift_is_the_largest_in_a_window_that_no_run_was_given(books: Books) ->
         {"window": 3, "metric": "jensen_shannon", "field": "label", "value": 7.0, "at": at},
         {"window": 4, "metric": "psi", "field": "label", "value": 6.0, "at": at},
     )
-    said = Told(run(1, [1], "rejected"), champion=generation(0, []))
+    said = told(run(1, [1], "rejected"), champion=generation(0, []))
     plan, facts = planned(books, said, books.contract("triggers: {drift: {most: 0.3}}"))
     assert facts is not None
     assert (facts.drift, facts.drift_of) == (0.4, "label")
@@ -184,7 +185,7 @@ def test_recalled_rows_were_relabeled_erased_or_put_in_quarantine_since_they_wer
     books: Books,
 ) -> None:
     contract = books.contract("triggers: {recalled: 2}")
-    said = Told(run(1, [1, 2], "promoted"), champion=generation(1, [1, 2]))
+    said = told(run(1, [1, 2], "promoted"), champion=generation(1, [1, 2]))
 
     def recalled() -> int:
         plan, facts = planned(books, said, contract)
@@ -211,14 +212,14 @@ def test_recalled_rows_were_relabeled_erased_or_put_in_quarantine_since_they_wer
     assert recalled() == 2
     # A champion that learned after the revision was taught the label of today.
     books.seal(3.1)
-    taught = Told(run(2, [1, 2, 3, 4], "promoted"), champion=generation(2, [1, 2, 3, 4]))
+    taught = told(run(2, [1, 2, 3, 4], "promoted"), champion=generation(2, [1, 2, 3, 4]))
     with open_lake(books.config) as lake:
         windows = sealed_windows(lake, STREAM)
         assert gather(lake, taught, contract, windows, windows[-1:], lambda _: (None, None)).recalled == 0
 
 
 def test_the_gain_of_a_run_is_what_its_model_saved_once_it_was_published() -> None:
-    told = Told(
+    said = told(
         run(1, [1], "promoted"),
         evaluation(1, 2, "challenger", 0.30),
         evaluation(1, 2, "champion", 0.40),
@@ -227,12 +228,33 @@ def test_the_gain_of_a_run_is_what_its_model_saved_once_it_was_published() -> No
         evaluation(2, 3, "champion", 0.30),
         run(3, [1, 2, 3], "trained"),
     )
-    assert [before.gain for before in runs_before(told, STREAM)] == [pytest.approx(0.1), 0.0, None]
+    assert [before.gain for before in runs_before(said, STREAM)] == [pytest.approx(0.1), 0.0, None]
+
+
+def test_a_champion_has_declined_by_what_it_is_worse_than_on_the_last_window_that_judged_it() -> None:
+    """By Brier score and ECE; nothing is known of a generation 0, nor scored for it."""
+    asked: list[tuple[str, Window]] = []
+    # Half of what it calls certain does not happen: a Brier score of 1 and an ECE of 0.5.
+    now = judged(np.array([[0.0, 1.0]] * 4), np.array([1, 1, 0, 0]))
+
+    def scored(champion: Generation, window: Window) -> Scored:
+        asked.append((champion.model, window))
+        none = np.zeros(4, dtype=np.int32)
+        return Scored(champion.model, window, pa.chunked_array([["a", "b", "c", "d"]]), now, [()], none, np.ones(4))
+
+    on = Window(STREAM, 5, 1, START, NOW, 1.0, 4)
+    trials = [evaluation(1, w, role, brier) for w, brier in ((2, 0.6), (3, 0.4)) for role in ("challenger", "champion")]
+    trials += [evaluation(2, 4, "challenger", 0.1)]
+    assert rises_of(told(*trials, champion=generation(1, [1])), STREAM, scored, on) == pytest.approx((0.6, 0.4))
+    assert asked == [(f"{STREAM}@1", on)]
+    assert rises_of(told(champion=generation(0, [])), STREAM, scored, on) == (None, None)
+    assert rises_of(told(), STREAM, scored, on) == (None, None)
+    assert len(asked) == 1
 
 
 def test_the_time_of_a_run_is_when_it_was_said_first() -> None:
-    told = Told(run(1, [1], "trained"), run(1, [1], "promoted", at=NOW + timedelta(days=40)))
-    assert [before.at for before in runs_before(told, STREAM)] == [NOW]
+    said = told(run(1, [1], "trained"), run(1, [1], "promoted", at=NOW + timedelta(days=40)))
+    assert [before.at for before in runs_before(said, STREAM)] == [NOW]
 
 
 @pytest.mark.parametrize(
