@@ -22,7 +22,7 @@ from accrual.ledger import Generation
 from accrual.predictor import Predictor
 from accrual.scores import interval_of_mean
 from trainer.cycle import Past, Trainer
-from trainer.evaluate import gains_of, score
+from trainer.evaluate import Scored, calibration_error_of, gains_of, score
 from trainer.generations import Candidate, candidate, candidates_of, champions
 from trainer.publish import Said
 from trainer.select import LAKE_MEMORY, Window, rows_of, sealed_windows
@@ -32,6 +32,7 @@ class Afterwards(msgspec.Struct, frozen=True):
     """A published model on the windows after those that judged it, which say whether it was right to publish it.
 
     `gain`: by how much its Brier score a row was below that of the champion it replaced, with the 95% interval.
+    `calibration_error`: of all these rows together, debiased (accrual/scores.py); its own and the other's.
     """
 
     model: str
@@ -41,6 +42,8 @@ class Afterwards(msgspec.Struct, frozen=True):
     gain: float
     low: float
     high: float
+    calibration_error: float
+    replaced_calibration_error: float
 
 
 def apart(config: Config, folder: Path) -> Config:
@@ -89,21 +92,28 @@ def afterwards(config: Config, contract: Contract, known: Sequence[Candidate]) -
         if model.run is None or not later:
             continue
         replaced = candidate(known, model.run.parent)
-        gains = np.concatenate([_gains(config, contract, window, model, replaced) for window in later])
+        ours, theirs = (_scored(config, contract, one, later) for one in (model, replaced))
+        gains = np.concatenate(gains_of(ours, theirs))
         low, high = interval_of_mean(gains)
-        numbers = [window.window for window in later]
-        found.append(Afterwards(model.model, replaced.model, numbers, len(gains), float(gains.mean()), low, high))
+        found.append(
+            Afterwards(
+                model=model.model,
+                replaced=replaced.model,
+                windows=[window.window for window in later],
+                rows=len(gains),
+                gain=float(gains.mean()),
+                low=low,
+                high=high,
+                calibration_error=calibration_error_of(ours),
+                replaced_calibration_error=calibration_error_of(theirs),
+            )
+        )
     return found
 
 
-def _gains(
-    config: Config, contract: Contract, window: Window, model: Candidate, replaced: Candidate
-) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    with open_lake(config, at_snapshot=window.snapshot_id, memory=LAKE_MEMORY) as lake:
-        ours, theirs = (
-            score(
-                Predictor.load(config.model_store / (one.bundle or ""), config), window, rows_of(lake, contract, window)
-            )
-            for one in (model, replaced)
-        )
-    return gains_of([ours], [theirs])[0]
+def _scored(config: Config, contract: Contract, model: Candidate, windows: Sequence[Window]) -> list[Scored]:
+    predictor, found = Predictor.load(config.model_store / (model.bundle or ""), config), []
+    for window in windows:
+        with open_lake(config, at_snapshot=window.snapshot_id, memory=LAKE_MEMORY) as lake:
+            found.append(score(predictor, window, rows_of(lake, contract, window)))
+    return found

@@ -229,6 +229,7 @@ def backtest_(
                 "windows": ranges(one.windows),
                 "rows": one.rows,
                 "gain": f"{one.gain:+.4f} ({one.low:+.4f} to {one.high:+.4f})",
+                "calibration error": f"{one.calibration_error:.4f}, was {one.replaced_calibration_error:.4f}",
             }
             for one in after
         ]
