@@ -78,12 +78,12 @@ class Calibrator(msgspec.Struct, frozen=True):
         said = uncurved(logits, self.temperature, self.each)
         if not self.curves:
             return said
-        if self.each:
-            return np.column_stack([curve(column) for curve, column in zip(self.curves, said.T, strict=True)])
-        if said.shape[1] == 2:
+        if said.shape[1] == 2 and not self.each:
             second = self.curves[0](said[:, 1])
             return np.column_stack([1 - second, second])
         meant = np.column_stack([curve(column) for curve, column in zip(self.curves, said.T, strict=True)])
+        if self.each:
+            return meant
         meant = np.maximum(meant, SMALLEST)
         return np.asarray(meant / meant.sum(axis=1, keepdims=True), dtype=np.float64)
 

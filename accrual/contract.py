@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -660,6 +660,11 @@ def _by_name_of_today(read: dict[str, Any], fields: Mapping[str, Field], reason:
         if read[name] is None and not field.optional:
             raise Rejected(reason, f"{where}: Object missing required field `{name}`")
     return read
+
+
+def flattened(rows: Sequence[Text]) -> list[str]:
+    """The texts of all rows, one behind the other."""
+    return [text for row in rows for text in ((row,) if isinstance(row, str) else row)]
 
 
 def shown(text: Text) -> str:

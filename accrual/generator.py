@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
-from accrual.encoder import batch_tokens, batches, load_base, padded
+from accrual.encoder import LONGEST_TOKEN, batch_tokens, batches, load_base, padded
 from accrual.errors import BundleError
 from accrual.judged import Judged
 from accrual.layers import first_adapted, starting_at, watching
@@ -229,7 +229,7 @@ class Generator:
         return self._ids(text)[: max(1, self.max_tokens - self.max_new_tokens - around)]
 
     def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text[: self.max_tokens * 64], add_special_tokens=False)["input_ids"]
+        ids: list[int] = self.tokenizer(text[: self.max_tokens * LONGEST_TOKEN], add_special_tokens=False)["input_ids"]
         return ids
 
 

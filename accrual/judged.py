@@ -38,7 +38,7 @@ class Judged(msgspec.Struct, frozen=True):
     @property
     def rank_correlation(self) -> float | None:
         """See `scores.rank_correlation`; None unless each row has a number that is neither yes nor no."""
-        if not self.binary or np.isin(self.happened, (0.0, 1.0)).all():
+        if not self.binary or self._of_yes_or_no:
             return None
         return scores.rank_correlation(self.said, self.happened)
 

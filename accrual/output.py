@@ -24,9 +24,6 @@ Task = Literal["classification", "ranking", "multilabel", "score", "text", "thum
 WRITES = ("text", "thumbs", "preference")
 """The tasks of a language model, which writes texts."""
 SEPARATOR = ","  # between the names in a label of several
-SCORE = "score"
-SIDES = ["first", "second"]
-THUMBS = ["down", "up"]
 COMPLETIONS = {"thumbs": 1, "preference": 2}
 """How many texts a row holds beside its prompt."""
 _NUMBER = re.compile(r"[-+.0-9eE]+")
@@ -105,7 +102,8 @@ class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return [*classes, *sorted({name for label in set(labels) for name in self.names_in(label)} - set(classes))]
 
 
-_GIVEN = {"score": [SCORE], "ranking": SIDES, "text": [], "thumbs": THUMBS, "preference": SIDES}
+_SIDES = ["first", "second"]
+_GIVEN = {"score": ["score"], "ranking": _SIDES, "text": [], "thumbs": ["down", "up"], "preference": _SIDES}
 
 
 def is_score(text: str) -> bool:

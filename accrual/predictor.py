@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 from accrual.bundle import Manifest, verify_bundle
 from accrual.calibrator import Calibrator
 from accrual.config import Config
-from accrual.contract import Contract, Text, load_contract, shown
+from accrual.contract import Contract, Text, flattened, load_contract, shown
 from accrual.errors import BundleError, ContractError
 from accrual.events import Distribution
 from accrual.judged import Judged, judged
@@ -129,7 +129,7 @@ class Predictor:
             )
         if self._encoder is None or self.weight is None:
             return np.zeros(len(inputs))
-        firsts = self._encoder.texts_of([self.contract.render(row) for row in inputs])[0::2]
+        firsts = flattened([self.contract.render(row) for row in inputs])[0::2]
         return np.asarray(self._encoder.embed(firsts) @ (self.weight[0] - self.weight[1]), dtype=np.float64)
 
     def write(self, inputs: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -41,9 +41,9 @@ from accrual.lake import WritableLake, open_lake, open_lake_for_writing
 from accrual.lake_tables import TABLES
 from accrual.predictor import Predictor
 from accrual.signing import load_or_make_signing_key
-from trainer.evaluate import by_slice, calibration_error_of, gains_of, score
+from trainer.evaluate import by_slice, calibration_error_of, gains_of, score_window
 from trainer.gate import judge
-from trainer.select import LAKE_MEMORY, Window, rows_of, sealed_windows, select
+from trainer.select import LAKE_MEMORY, Window, sealed_windows, select
 
 CONTRACT = """
 stream: tickets
@@ -89,7 +89,7 @@ class Cost(NamedTuple):
 
 
 def main() -> None:
-    """Make the lakes; open, choose, judge."""
+    """Make the lakes; open, choose, learn, judge."""
     given = _arguments()
     costs: dict[str, list[Cost]] = {}
     sizes = given.rows // 10, given.rows
@@ -212,10 +212,7 @@ def _judge(config: Config) -> Cost:
     [bundle] = config.model_store.iterdir()
     predictor = Predictor.load(bundle, config)
     started = time.monotonic()
-    scored = []
-    for _ in range(3):
-        with open_lake(config, at_snapshot=window.snapshot_id, memory=LAKE_MEMORY) as lake:
-            scored.append(score(predictor, window, rows_of(lake, contract, window)))
+    scored = [score_window(config, contract, predictor, window) for _ in range(3)]
     ours, theirs, _ = ([one] for one in scored)
     gains = gains_of(ours, theirs)
     rise = calibration_error_of(ours) - calibration_error_of(theirs)

@@ -63,10 +63,12 @@ def main(
             raise ConfigError(f"--stream {name}: there are contracts for {', '.join(contracts)}")
     if now and not stream:
         raise ConfigError("--now needs --stream: say which one is to be trained")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK") != "0":
+    first = int(os.environ.get("WORLD_SIZE", "1")) == 1 or os.environ.get("RANK") == "0"
+    if dry_run:
+        if first:
+            _foretell(config, contracts, stream or list(contracts), now)
+    elif not first:
         _take_part()
-    elif dry_run:
-        _foretell(config, contracts, stream or list(contracts), now)
     else:
         keep_training(config, contracts, stream or list(contracts), once or now, now)
         _dismiss()

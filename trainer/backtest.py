@@ -19,13 +19,12 @@ from accrual.contract import Contract
 from accrual.errors import ConfigError, NotFound
 from accrual.lake import open_lake
 from accrual.ledger import Generation
-from accrual.predictor import Predictor
 from accrual.scores import interval_of_mean
 from trainer.cycle import Past, Trainer
-from trainer.evaluate import Scored, calibration_error_of, gains_of, score
-from trainer.generations import Candidate, candidate, candidates_of, champions
+from trainer.evaluate import Scored, calibration_error_of, gains_of, score_window
+from trainer.generations import Candidate, candidate, candidates_of, champions, predictor_of
 from trainer.publish import Said
-from trainer.select import LAKE_MEMORY, Window, rows_of, sealed_windows
+from trainer.select import LAKE_MEMORY, Window, sealed_windows
 
 
 class Afterwards(msgspec.Struct, frozen=True):
@@ -112,8 +111,5 @@ def afterwards(config: Config, contract: Contract, known: Sequence[Candidate]) -
 
 
 def _scored(config: Config, contract: Contract, model: Candidate, windows: Sequence[Window]) -> list[Scored]:
-    predictor, found = Predictor.load(config.model_store / (model.bundle or ""), config), []
-    for window in windows:
-        with open_lake(config, at_snapshot=window.snapshot_id, memory=LAKE_MEMORY) as lake:
-            found.append(score(predictor, window, rows_of(lake, contract, window)))
-    return found
+    predictor = predictor_of(config, model)
+    return [score_window(config, contract, predictor, window) for window in windows]

@@ -12,8 +12,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from accrual.bundle import Manifest
-from accrual.contract import Contract, Pair, Text, shown
-from accrual.contract import Training as Options
+from accrual.contract import Contract, Pair, Text, Training, shown
 from accrual.encoder import Encoder, base_folder
 from accrual.errors import TrainingFailed
 from accrual.generator import Generator
@@ -36,11 +35,11 @@ log = logging.getLogger(__name__)
 Made = Tuned | TunedText | TunedPreference
 
 
-class Training(msgspec.Struct, frozen=True):
+class Recipe(msgspec.Struct, frozen=True):
     """What a training is made of, for every process that takes part in it; `sharded`: each holds a part of the base."""
 
     base: str
-    options: Options
+    training: Training
     output: Output
     pair: Pair | None
     texts: list[Text]
@@ -76,10 +75,10 @@ def make_challenger(
     `manifest` says what is known before; `probe` is that of the contract's `gate.retention`. Raises TrainingFailed,
     BundleError and ConfigError (base or champion cannot be loaded), StoreUnavailable (the store takes no bundle).
     """
-    options, before = contract.training, champion.predictor
-    training = Training(
+    before, calibration = champion.predictor, contract.training.calibration
+    recipe = Recipe(
         base=manifest.base,
-        options=options,
+        training=contract.training,
         output=contract.output,
         pair=contract.pair,
         texts=[row.text for row in selection.learn],
@@ -92,9 +91,9 @@ def make_challenger(
         sharded=sharded,
     )
     if contract.gate.retention is None or probe is None:
-        tuned = _train_together(training)
+        tuned = _train_together(recipe)
     else:
-        tuned, kept = _train_and_keep(training, probe, contract.gate.retention.most_loss)
+        tuned, kept = train_and_keep(recipe, probe, contract.gate.retention.most_loss)
         manifest = msgspec.structs.replace(manifest, **kept)
     manifest = msgspec.structs.replace(
         manifest, start=tuned.start, made_with=manifest.made_with | {"precision": tuned.precision}
@@ -103,11 +102,11 @@ def make_challenger(
     weights = [row.weight for row in selection.calibrate]
     if isinstance(tuned, TunedText):
         rows = tuned.model.written([shown(text) for text in texts], labels)
-        calibrator = calibrate_text(tuned.model, rows, options.calibration, before.calibrator, weights)
+        calibrator = calibrate_text(tuned.model, rows, calibration, before.calibrator, weights)
     else:
         tuned.bias[:] += np.array([selection.shift.get(name, 0.0) for name in tuned.classes], dtype=np.float32)
         truth = truth_of(contract.output, labels, tuned.classes)
-        calibrator = calibrate(tuned.logits(texts), truth, options.calibration, before.calibrator, weights)
+        calibrator = calibrate(tuned.logits(texts), truth, calibration, before.calibrator, weights)
     return freeze(store, key, contract, manifest, tuned, calibrator, selection.rows)
 
 
@@ -116,21 +115,21 @@ def take_part() -> None:
 
     What goes wrong here alone ends this process: the one that started the group then starts all of it again.
     """
-    while (training := Ranks().shared(None)) is not None:
+    while (recipe := Ranks().shared(None)) is not None:
         try:
-            _train(training)
+            train(recipe)
         except TrainingFailed as exc:
             log.info("the training failed: %s", exc)
 
 
-def _train_and_keep(training: Training, probe: Probe, most_loss: float) -> tuple[Made, Mapping[str, Any]]:
+def train_and_keep(recipe: Recipe, probe: Probe, most_loss: float) -> tuple[Made, Mapping[str, Any]]:
     """Train, with one lever more each time, until the base's abilities are kept; and what the manifest says of it.
 
     Raises TrainingFailed when no lever keeps them.
     """
-    before, lost = ability(_load(training), probe), []
-    for levers in attempts(training.options):
-        tuned = _train_together(_tried(training, levers))
+    before, lost = ability(_load(recipe), probe), []
+    for levers in attempts(recipe.training):
+        tuned = _train_together(_tried(recipe, levers))
         kept = keep_abilities(tuned.model, before, probe, most_loss)
         if kept.low >= -most_loss:
             return tuned, {"levers": levers, "adapter_scale": kept.scale, "retention": round(kept.change, 4)}
@@ -143,72 +142,72 @@ def _train_and_keep(training: Training, probe: Probe, most_loss: float) -> tuple
     )
 
 
-def _tried(training: Training, levers: Sequence[str]) -> Training:
+def _tried(recipe: Recipe, levers: Sequence[str]) -> Recipe:
     """The training with these levers. It has a checkpoint of its own: one that is through is not done again."""
-    options, checkpoint = levered(training.options, levers), training.checkpoint
+    training, checkpoint = levered(recipe.training, levers), recipe.checkpoint
     if checkpoint is not None:
         checkpoint = checkpoint.with_stem(f"{checkpoint.stem}-{len(levers)}")
-    return msgspec.structs.replace(training, options=options, checkpoint=checkpoint)
+    return msgspec.structs.replace(recipe, training=training, checkpoint=checkpoint)
 
 
-def _train_together(training: Training) -> Made:
+def _train_together(recipe: Recipe) -> Made:
     """Train, and have all other ranks take part."""
-    Ranks().shared(training)
-    made = _train(training)
-    if training.sharded:
-        make_whole(made.model, _load(training), training.options.lora)
+    Ranks().shared(recipe)
+    made = train(recipe)
+    if recipe.sharded:
+        make_whole(made.model, _load(recipe), recipe.training.lora)
     return made
 
 
-def _train(training: Training) -> Made:
-    options, start, model = training.options, training.start, _load(training, training.options.quantize)
+def train(recipe: Recipe) -> Made:
+    training, start, model = recipe.training, recipe.start, _load(recipe, recipe.training.quantize)
     adapter = start.adapter if start is not None else None
-    if isinstance(model, Generator) and training.output.one_of_classes:
+    if isinstance(model, Generator) and recipe.output.one_of_classes:
         return fine_tune_preference(
             model,
-            training.texts,
-            training.labels,
-            training.output.classes,
-            options,
-            training.seed,
-            weights=training.weights,
+            recipe.texts,
+            recipe.labels,
+            recipe.output.classes,
+            training,
+            recipe.seed,
+            weights=recipe.weights,
             start=adapter,
-            checkpoint=training.checkpoint,
-            sharded=training.sharded,
+            checkpoint=recipe.checkpoint,
+            sharded=recipe.sharded,
         )
     if isinstance(model, Generator):
         return fine_tune_text(
             model,
-            [shown(text) for text in training.texts],
-            training.labels,
-            options,
-            training.seed,
-            weights=training.weights,
+            [shown(text) for text in recipe.texts],
+            recipe.labels,
+            training,
+            recipe.seed,
+            weights=recipe.weights,
             start=adapter,
-            checkpoint=training.checkpoint,
-            sharded=training.sharded,
+            checkpoint=recipe.checkpoint,
+            sharded=recipe.sharded,
         )
     return fine_tune(
         model,
-        training.texts,
-        training.labels,
-        training.classes,
-        options,
-        training.seed,
-        weights=training.weights,
+        recipe.texts,
+        recipe.labels,
+        recipe.classes,
+        training,
+        recipe.seed,
+        weights=recipe.weights,
         start=start,
-        checkpoint=training.checkpoint,
-        output=training.output,
-        sharded=training.sharded,
+        checkpoint=recipe.checkpoint,
+        output=recipe.output,
+        sharded=recipe.sharded,
     )
 
 
-def _load(training: Training, quantize: Literal["4bit", "8bit"] | None = None) -> Encoder | Generator:
+def _load(recipe: Recipe, quantize: Literal["4bit", "8bit"] | None = None) -> Encoder | Generator:
     """A fresh copy of the base."""
-    folder, options = base_folder(training.base), training.options
-    if training.output.writes:
-        return Generator.load(folder, options.max_tokens, training.output.max_new_tokens, quantize=quantize)
-    return Encoder.load(folder, options.max_tokens, quantize=quantize, pair=training.pair)
+    folder, training = base_folder(recipe.base), recipe.training
+    if recipe.output.writes:
+        return Generator.load(folder, training.max_tokens, recipe.output.max_new_tokens, quantize=quantize)
+    return Encoder.load(folder, training.max_tokens, quantize=quantize, pair=recipe.pair)
 
 
 def _start(contract: Contract, champion: Champion, selection: Selection) -> Start | None:

@@ -29,14 +29,6 @@ log = logging.getLogger(__name__)
 Position = TypeVar("Position", bound=msgspec.Struct)
 
 
-def key_of(model: torch.nn.Module, *content: Any) -> str:
-    """A digest of all that the weights of a training depend on: the model's as they are, and what else is given."""
-    versions = [version(name) for name in ("accrual", "peft", "torch", "transformers")]
-    machine = [torch.get_num_threads(), Ranks().world]
-    encoded = msgspec.json.encode([*content, digest_of(model.state_dict()), versions, machine])
-    return hashlib.sha256(encoded).hexdigest()
-
-
 class Checkpoint:
     """One training's file. A full disk costs the checkpoint, not the training."""
 
@@ -84,6 +76,13 @@ class Checkpoint:
         return tensors, msgspec.json.decode(header["position"], type=position)
 
 
+def checkpoint_of(path: Path | None, model: torch.nn.Module, *content: Any) -> Checkpoint | None:
+    """The checkpoint in a file, if there is one to be kept, of the training that depends on the model's weights as they
+    are and on all else that is given.
+    """
+    return None if path is None else Checkpoint(path, _key_of(model, *content))
+
+
 def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 over names and values, in order of name."""
     digest = hashlib.sha256()
@@ -91,6 +90,13 @@ def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
         digest.update(f"{name} {list(tensors[name].shape)}\n".encode())
         digest.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _key_of(model: torch.nn.Module, *content: Any) -> str:
+    versions = [version(name) for name in ("accrual", "peft", "torch", "transformers")]
+    machine = [torch.get_num_threads(), Ranks().world]
+    encoded = msgspec.json.encode([*content, digest_of(model.state_dict()), versions, machine])
+    return hashlib.sha256(encoded).hexdigest()
 
 
 def _drop(path: Path) -> None:

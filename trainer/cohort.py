@@ -28,8 +28,7 @@ from numpy.typing import NDArray
 
 from accrual.contract import Contract
 from accrual.lake import Lake
-
-MOST_WEIGHT = 20.0
+from trainer.weigh import MOST_WEIGHT
 
 _AGES = """
 select epoch_us($reached - min(predicted_at)) as age from predictions

@@ -34,14 +34,14 @@ from accrual.predictor import Predictor
 from accrual.signing import load_or_make_signing_key
 from accrual.training_policy import OBSERVED_WARNING
 from trainer.challenger import Champion, make_challenger
-from trainer.evaluate import Scored, by_slice, calibration_error_of, gains_of, learned_from, losses_of, score
+from trainer.evaluate import Scored, by_slice, calibration_error_of, gains_of, learned_from, losses_of, score_window
 from trainer.freeze import find_frozen, freeze_generation_0, made_with
 from trainer.gate import judge
 from trainer.plan import gather, plan_of, rises_of
 from trainer.publish import Said
 from trainer.ranks import Ranks
 from trainer.retention import read_probe
-from trainer.select import LAKE_MEMORY, Selection, Window, rows_of, sealed_windows, select
+from trainer.select import LAKE_MEMORY, Selection, Window, sealed_windows, select
 from trainer.shard import check_shard
 from trainer.tracking import Tracking
 from trainer.triggers import Facts
@@ -175,26 +175,9 @@ class Trainer:
         version = self._ledger.next_version(contract.stream)
         new = self._begun_with(contract.stream, f"{version} after {champion.digest}", new)
         windows = sorted({*champion.windows, *(window.window for window in new)})
-        run_id = _run_id(contract, version, champion.digest, windows)
         with open_lake(self._config, at_snapshot=new[-1].snapshot_id, memory=LAKE_MEMORY) as lake:
             selection = select(lake, contract, new, contract.training.seed)
-        manifest = Manifest(
-            stream=contract.stream,
-            version=version,
-            parent=champion.model,
-            parent_digest=champion.digest,
-            run_id=run_id,
-            windows=windows,
-            snapshot_id=new[-1].snapshot_id,
-            rows_new=selection.new,
-            rows_replayed=selection.replayed,
-            rows_digest=selection.digest,
-            selection=selection.counts,
-            seed=contract.training.seed,
-            base=contract.training.base_model or self._config.models.base,
-            base_digest=None,
-            made_with=made_with(),
-        )
+        manifest = self._manifest_of(contract, champion, version, windows, new[-1].snapshot_id, selection)
         log.info(
             "%s: training on %d new and %d older rows, set off by %s",
             manifest.model,
@@ -204,20 +187,10 @@ class Trainer:
         )
         if contract.training.cohort == "observed":
             log.warning("%s: learns from whatever labels came first: %s", manifest.model, OBSERVED_WARNING)
-        digest, failure = find_frozen(self._store, run_id), ""
-        if digest is None:
-            try:
-                digest = self._make(contract, champion, selection, manifest)
-            except TrainingFailed as exc:
-                failure = str(exc)
-            except (RuntimeError, ValueError, MemoryError) as exc:  # of torch, peft: as many as there are bases
-                if Ranks().world > 1:
-                    raise  # the others are in the middle of it
-                log.exception("%s cannot be trained", manifest.model)
-                failure = f"{type(exc).__name__}: {exc}"
+        digest, failure = self._frozen(contract, champion, selection, manifest)
         frozen = read_manifest(self._store / digest) if digest is not None else manifest
         run = Run(
-            run_id=run_id,
+            run_id=manifest.run_id,
             stream=contract.stream,
             version=version,
             parent=champion.model,
@@ -240,6 +213,50 @@ class Trainer:
         self._ledger.say([run])
         self._tracking.log(run)
         log.info("%s: %s after %.1f s: %s", manifest.model, run.state, run.seconds, run.reason)
+
+    def _manifest_of(
+        self,
+        contract: Contract,
+        champion: Generation,
+        version: int,
+        windows: list[int],
+        snapshot_id: int,
+        selection: Selection,
+    ) -> Manifest:
+        """What is known of a model before it is trained."""
+        return Manifest(
+            stream=contract.stream,
+            version=version,
+            parent=champion.model,
+            parent_digest=champion.digest,
+            run_id=_run_id(contract, version, champion.digest, windows),
+            windows=windows,
+            snapshot_id=snapshot_id,
+            rows_new=selection.new,
+            rows_replayed=selection.replayed,
+            rows_digest=selection.digest,
+            selection=selection.counts,
+            seed=contract.training.seed,
+            base=contract.training.base_model or self._config.models.base,
+            base_digest=None,
+            made_with=made_with(),
+        )
+
+    def _frozen(
+        self, contract: Contract, champion: Generation, selection: Selection, manifest: Manifest
+    ) -> tuple[str | None, str]:
+        """The digest of the bundle, which may have been made before a crash; or None, and why there is none."""
+        if found := find_frozen(self._store, manifest.run_id):
+            return found, ""
+        try:
+            return self._make(contract, champion, selection, manifest), ""
+        except TrainingFailed as exc:
+            return None, str(exc)
+        except (RuntimeError, ValueError, MemoryError) as exc:  # of torch, peft: as many as there are bases
+            if Ranks().world > 1:
+                raise  # the others are in the middle of it
+            log.exception("%s cannot be trained", manifest.model)
+            return None, f"{type(exc).__name__}: {exc}"
 
     def _make(self, contract: Contract, champion: Generation, selection: Selection, manifest: Manifest) -> str:
         """Train, calibrate, freeze; returns the bundle's digest. What stood on the way is no longer needed then."""
@@ -336,9 +353,8 @@ class Trainer:
         """
         for window in windows:
             if (bundle, window.window) not in self._scored:
-                predictor = self._predictor(bundle)
-                with open_lake(self._config, at_snapshot=window.snapshot_id, memory=LAKE_MEMORY) as lake:
-                    self._scored[bundle, window.window] = score(predictor, window, rows_of(lake, contract, window))
+                scored = score_window(self._config, contract, self._predictor(bundle), window)
+                self._scored[bundle, window.window] = scored
         return [self._scored[bundle, window.window] for window in windows]
 
     def _of_other_streams(self, stream: str) -> dict[tuple[str, int], Scored]:

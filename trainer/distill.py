@@ -73,7 +73,7 @@ class Distilled:
         self._general = general
         self._begin = begin
         self._weight = weight
-        self.weights = learner.weights
+        self.parameters = learner.parameters
         self.lengths = learner.lengths
         self.watched = learner.watched
         self.guessing = learner.guessing

@@ -11,10 +11,10 @@ from accrual.contract import Contract
 from accrual.lake import open_lake
 from accrual.ledger import Generation
 from accrual.predictor import Predictor
-from trainer.evaluate import Scored, score
+from trainer.evaluate import Scored, score_window
 from trainer.plan import gather, plan_of, rises_of
 from trainer.publish import Said
-from trainer.select import LAKE_MEMORY, Window, rows_of, sealed_windows, select
+from trainer.select import LAKE_MEMORY, Window, sealed_windows, select
 from trainer.triggers import Facts
 
 
@@ -25,9 +25,7 @@ def foretell(config: Config, said: Said, contract: Contract, by_hand: bool) -> s
         windows = sealed_windows(lake, stream)
 
         def scored(champion: Generation, now: Window) -> Scored:
-            return score(
-                Predictor.load(config.model_store / champion.bundle, config), now, rows_of(lake, contract, now)
-            )
+            return score_window(config, contract, Predictor.load(config.model_store / champion.bundle, config), now)
 
         def facts_of(new: Sequence[Window]) -> Facts:
             rises = partial(rises_of, said, stream, scored)

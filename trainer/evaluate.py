@@ -16,11 +16,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from accrual.bundle import lineage
+from accrual.config import Config
+from accrual.contract import Contract
 from accrual.judged import Judged, together
+from accrual.lake import open_lake
 from accrual.ledger import Evaluation, SliceScores
 from accrual.predictor import Predictor
 from trainer.gate import LARGEST_LOSS
-from trainer.select import Window
+from trainer.select import LAKE_MEMORY, Window, rows_of
 from trainer.weigh import Row
 
 ROWS_AT_ONCE = 10_000
@@ -109,6 +112,12 @@ def score(predictor: Predictor, window: Window, rows: Iterable[Row]) -> Scored:
         np.concatenate(combination),
         counts / counts.max(initial=1e-9),
     )
+
+
+def score_window(config: Config, contract: Contract, predictor: Predictor, window: Window) -> Scored:
+    """`score` on a window's rows as they were when it was sealed. Raises LakeUnavailable."""
+    with open_lake(config, at_snapshot=window.snapshot_id, memory=LAKE_MEMORY) as lake:
+        return score(predictor, window, rows_of(lake, contract, window))
 
 
 def gains_of(ours: Sequence[Scored], theirs: Sequence[Scored]) -> list[NDArray[np.float64]]:

@@ -8,11 +8,16 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 
-from accrual.contract import shown
+from accrual.config import Config
+from accrual.contract import Contract, shown
+from accrual.lake import Lake, open_lake
 from accrual.ledger import Bin
 from accrual.predictor import Predictor
 from trainer.error_slices import SliceChange, clusters, slice_changes
+from trainer.generations import Candidate, candidate, predictor_of
+from trainer.select import LAKE_MEMORY, Window, rows_of, sealed_windows
 from trainer.weigh import Row
 
 MOST_EXAMINED = 50_000  # rows of a window; each is held with its inputs and its vector
@@ -46,6 +51,23 @@ class Examination(msgspec.Struct, frozen=True):
     worst: list[WorstRow]
 
 
+def examine_last_window(
+    config: Config, contract: Contract, lake: Lake, known: Sequence[Candidate], model: Candidate
+) -> Examination:
+    """A model beside the champion of the time, which is among `known`, on the last window that judged it.
+
+    Raises NotFound, LakeUnavailable, and BundleError when a bundle is gone or altered.
+    """
+    trial = model.trials[-1]
+    window = next(w for w in sealed_windows(lake, model.stream) if w.window == trial.challenger.window)
+    with open_lake(config, at_snapshot=window.snapshot_id, memory=LAKE_MEMORY) as then:
+        rows = list(rows_of(then, contract, window, MOST_EXAMINED))
+        inputs = _inputs(then, contract, window, [row.prediction_id for row in rows])
+    champion = candidate(known, trial.champion.model)
+    after, before = predictor_of(config, model), predictor_of(config, champion)
+    return examine(after, before, rows, inputs, contract.training.seed)
+
+
 def examine(
     after: Predictor, before: Predictor, rows: Sequence[Row], inputs: Sequence[Mapping[str, Any]], seed: int
 ) -> Examination:
@@ -71,6 +93,18 @@ def examine(
         slices=slice_changes(groups, brier[before.model], brier[after.model]),
         worst=_worst_rows([rows[i] for i in worst], after),
     )
+
+
+def _inputs(lake: Lake, contract: Contract, window: Window, ids: Sequence[str]) -> list[Mapping[str, Any]]:
+    """The inputs of some of a window's rows, in the order of `ids`."""
+    with lake.with_tables({"wanted": pa.table({"prediction_id": pa.array(ids, pa.string())})}):
+        found = lake.rows(
+            "select prediction_id, inputs from ground_truth where stream = ? and predicted_at >= ? and predicted_at < ?"
+            " and prediction_id in (select prediction_id from wanted)",
+            [contract.stream, window.from_time, window.to_time],
+        )
+    by_id = {row["prediction_id"]: row["inputs"] for row in found}
+    return [contract.decode_inputs(by_id[one].encode()) for one in ids]
 
 
 def _worst_rows(rows: Sequence[Row], model: Predictor) -> list[WorstRow]:

@@ -27,14 +27,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from accrual.contract import Text, Training
+from accrual.contract import Text, Training, flattened
 from accrual.encoder import Encoder
 from accrual.errors import TrainingFailed
 from accrual.layers import starting_at
 from accrual.output import Output
 from accrual.scores import truth_of
 from trainer.adapter import States, frozen_states
-from trainer.checkpoint import Checkpoint, key_of
+from trainer.checkpoint import checkpoint_of
 from trainer.learner import Classifier, Rows, counts_of, texts_of, watched_of
 from trainer.loop import Loop
 from trainer.precision import Precision
@@ -101,13 +101,13 @@ def fine_tune(
     torch.manual_seed(seed)
     begun_at = start.adapter.parent.name if start else None
     depends_on = (texts, labels, classes, training, seed, weights, begun_at, output, encoder.pair)
-    key = key_of(encoder.model, *depends_on) if checkpoint else ""
+    kept = checkpoint_of(checkpoint, encoder.model, *depends_on)
     ready = prepare(encoder, len(labels), training, start.adapter if start is not None else None, sharded)
     known = output.known(classes, labels)
     truth = torch.from_numpy(truth_of(output, labels, known)).to(encoder.device)
     truth = truth.float() if output.each else truth
     counts = counts_of(weights, len(labels)).to(encoder.device)
-    tokens = encoder.tokenize(encoder.texts_of(texts))
+    tokens = encoder.tokenize(flattened(texts))
     states, vectors = _frozen(encoder, tokens, ready.first, sharded)
     watched = watched_of(len(labels), training)
     learned = slice(0, len(labels) - watched)
@@ -116,7 +116,7 @@ def fine_tune(
     rows = Rows(tokens, states, truth, counts, encoder.texts_a_row)
     with starting_at(encoder.model, ready.first, training.gradient_checkpointing) as begin:
         loop = Loop(ready.beside(Classifier(encoder, head, rows, begin, watched), begin), training, seed, sharded)
-        loop.run(Checkpoint(checkpoint, key) if checkpoint else None)
+        loop.run(kept)
     return Tuned(
         encoder,
         known,

@@ -23,7 +23,7 @@ from accrual.generator import Generator
 from accrual.layers import starting_at
 from accrual.scores import indices_of
 from trainer.adapter import frozen_states
-from trainer.checkpoint import Checkpoint, key_of
+from trainer.checkpoint import checkpoint_of
 from trainer.learner import Critic, counts_of, texts_of, watched_of
 from trainer.loop import Loop
 from trainer.precision import Precision
@@ -73,7 +73,7 @@ def fine_tune_preference(
         raise TrainingFailed(f"{len(labels)} rows with {len(set(labels))} label(s): nothing to tell apart")
     torch.manual_seed(seed)
     begun_at = start.parent.name if start else None
-    key = key_of(generator.model, rows, labels, training, seed, weights, begun_at) if checkpoint else ""
+    kept = checkpoint_of(checkpoint, generator.model, rows, labels, training, seed, weights, begun_at)
     ready, device = prepare(generator, len(rows), training, start, sharded), generator.device
     texts, each = reward.written(generator, rows), len(rows[0]) - 1
     mine = texts_of(Ranks().mine(range(len(rows))), each)
@@ -89,7 +89,7 @@ def fine_tune_preference(
     with starting_at(generator.model, ready.first, training.gradient_checkpointing) as begin:
         critic = Critic(generator, texts, states, by_base, truth, counts, training.beta, begin, watched)
         loop = Loop(ready.beside(critic, begin), training, seed, sharded)
-        loop.run(Checkpoint(checkpoint, key) if checkpoint else None)
+        loop.run(kept)
     bias = np.array([0.0, critic.bias.item()], dtype=np.float32)
     began: Literal["base", "champion"] = "champion" if ready.warm else "base"
     return TunedPreference(generator, list(classes), training.beta, bias, None, began, loop.position.precision)

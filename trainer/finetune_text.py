@@ -14,7 +14,7 @@ from accrual.errors import TrainingFailed
 from accrual.generator import Generator
 from accrual.layers import starting_at
 from trainer.adapter import frozen_states
-from trainer.checkpoint import Checkpoint, key_of
+from trainer.checkpoint import checkpoint_of
 from trainer.learner import Writer, counts_of, watched_of
 from trainer.loop import Loop
 from trainer.precision import Precision
@@ -52,7 +52,7 @@ def fine_tune_text(
         raise TrainingFailed("no row to learn from")
     torch.manual_seed(seed)
     begun_at = start.parent.name if start else None
-    key = key_of(generator.model, prompts, completions, training, seed, weights, begun_at) if checkpoint else ""
+    kept = checkpoint_of(checkpoint, generator.model, prompts, completions, training, seed, weights, begun_at)
     ready = prepare(generator, len(prompts), training, start, sharded)
     rows = generator.written(prompts, completions)
     mine, lengths = Ranks().mine(range(len(rows))), [len(row.tokens) for row in rows]
@@ -65,5 +65,5 @@ def fine_tune_text(
     with starting_at(generator.model, ready.first, training.gradient_checkpointing) as begin:
         learner = ready.beside(Writer(generator, rows, states, counts, begin, watched), begin)
         loop = Loop(learner, training, seed, sharded)
-        loop.run(Checkpoint(checkpoint, key) if checkpoint else None)
+        loop.run(kept)
     return TunedText(generator, "champion" if ready.warm else "base", loop.position.precision)

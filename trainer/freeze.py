@@ -58,8 +58,8 @@ def freeze(
     `rows` are those it learned from (trainer.select.ROW_COLUMNS).
     """
     with drafted(store) as draft:
-        _write_rows(draft / ROWS, rows)
-        _write_adapter(draft / "adapter", tuned.model, manifest.base)
+        write_rows(draft / ROWS, rows)
+        write_adapter(draft / "adapter", tuned.model, manifest.base)
         tuned.model.tokenizer.save_pretrained(draft / "tokenizer")
         manifest = msgspec.structs.replace(manifest, base_digest=base_digest(base_folder(manifest.base)))
         if isinstance(tuned, TunedText):
@@ -97,25 +97,27 @@ def freeze_generation_0(store: Path, key: Ed25519PrivateKey, contract: Contract,
                 folder, contract.training.max_tokens, contract.output.max_new_tokens
             ).tokenizer.save_pretrained(draft / "tokenizer")
             manifest = msgspec.structs.replace(manifest, base_digest=base_digest(folder))
-            bias = _constant(contract.output).astype(np.float32) if classes else _NO_BIAS
+            bias = _constant(contract.output) if classes else _NO_BIAS
             return _finish(draft, key, contract, manifest, classes, None, bias, Calibrator(method="none"))
         if prior is not None or contract.output.task != "classification":
-            bias = _constant(contract.output).astype(np.float32)
+            bias = _constant(contract.output)
             calibrator = Calibrator(each=contract.output.each)
             return _finish(draft, key, contract, manifest, classes, None, bias, calibrator)
-        manifest = msgspec.structs.replace(manifest, base_digest=base_digest(base_folder(base)))
-        encoder = Encoder.load(base_folder(base), contract.training.max_tokens)
+        folder = base_folder(base)
+        manifest = msgspec.structs.replace(manifest, base_digest=base_digest(folder))
+        encoder = Encoder.load(folder, contract.training.max_tokens)
         encoder.tokenizer.save_pretrained(draft / "tokenizer")
         names = encoder.embed([name.replace("_", " ").replace("-", " ") for name in classes])
         zeros = np.zeros(len(classes), dtype=np.float32)
         return _finish(draft, key, contract, manifest, classes, names * np.float32(NAME_SCALE), zeros, Calibrator())
 
 
-def _constant(output: Output) -> NDArray[np.float64]:
+def _constant(output: Output) -> NDArray[np.float32]:
     """The logits [classes] of a model that says the same of every row."""
     even = 0.5 if output.task == "score" else 1 / len(output.classes)
     said = np.array([(output.prior or {}).get(name, even) for name in output.classes])
-    return np.asarray(np.log(said) - np.log1p(-said) if output.each else np.log(said))
+    logits = np.log(said) - np.log1p(-said) if output.each else np.log(said)
+    return np.asarray(logits, dtype=np.float32)
 
 
 def find_frozen(store: Path, run_id: str) -> str | None:
@@ -169,14 +171,14 @@ def _finish(
     return seal_bundle(draft, manifest, key)
 
 
-def _write_rows(file: Path, rows: pa.Table) -> None:
+def write_rows(file: Path, rows: pa.Table) -> None:
     """The same bytes for the same rows, by the same version of pyarrow. A million ids take some 20 MB."""
     pq.write_table(
         rows, file, version="2.6", compression="zstd", compression_level=9, row_group_size=1 << 20, store_schema=False
     )
 
 
-def _write_adapter(folder: Path, model: Encoder | Generator, base: str) -> None:
+def write_adapter(folder: Path, model: Encoder | Generator, base: str) -> None:
     """PEFT's two files, the same bytes for the same weights, and without the path of the base on this machine."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file as save_tensors

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from accrual.config import Config
 from accrual.errors import NotFound
 from accrual.lake import Lake
 from accrual.ledger import Evaluation, Generation, Run
+
+if TYPE_CHECKING:
+    from accrual.predictor import Predictor
 
 # Of a processor nobody knows better: Lannelongue, Grealey and Inouye 2021, "Green Algorithms", Adv. Sci. 8(12).
 WATTS = 12.0
@@ -113,6 +117,15 @@ def candidate(known: Sequence[Candidate], model: str) -> Candidate:
             return one
     there = ", ".join(one.model for one in known) or "none yet"
     raise NotFound(f"there is no model '{model}'; the lake knows {there}")
+
+
+def predictor_of(config: Config, model: Candidate) -> Predictor:
+    """The model, loaded. Raises NotFound when it was never frozen, BundleError when its bundle is gone or altered."""
+    from accrual.predictor import Predictor
+
+    if not model.bundle:
+        raise NotFound(f"{model.model} was never frozen: there is nothing to load")
+    return Predictor.load(config.model_store / model.bundle, config)
 
 
 def lineage(known: Sequence[Candidate], model: str) -> list[Candidate]:

@@ -23,11 +23,12 @@ from trainer.probe import weighted_loss
 
 
 class Learner(Protocol):
-    """`weights` are those that learn. `lengths`: the tokens that each row costs, oldest row first. The last `watched`
-    rows are not learned from: early stopping looks at them. `guessing`: the loss a row of a model that knows nothing.
+    """`parameters` are those that learn. `lengths`: the tokens that each row costs, oldest row first. The last
+    `watched` rows are not learned from: early stopping looks at them. `guessing`: the loss a row of a model that knows
+    nothing.
     """
 
-    weights: list[torch.nn.Parameter]
+    parameters: list[torch.nn.Parameter]
     lengths: list[int]
     watched: int
     guessing: float
@@ -40,7 +41,8 @@ class Learner(Protocol):
 
 @dataclass(frozen=True)
 class Rows:
-    """What is learned from, oldest first: tokens and entering states of each text, truth and weights (1 on average).
+    """What is learned from, oldest first: tokens and entering states of each text, truth, how much each row counts (1
+    on average).
 
     A row has `texts_a_row` texts, one behind the other.
     """
@@ -48,12 +50,8 @@ class Rows:
     tokens: Sequence[Sequence[int]]
     states: States
     truth: torch.Tensor
-    weights: torch.Tensor
+    counts: torch.Tensor
     texts_a_row: int
-
-    def texts_of(self, rows: Sequence[int]) -> list[int]:
-        """The numbers of the texts of some rows."""
-        return texts_of(rows, self.texts_a_row)
 
 
 def texts_of(rows: Sequence[int], each: int) -> list[int]:
@@ -92,7 +90,7 @@ class Classifier:
         self._head = head
         self._rows = rows
         self._begin = begin
-        self.weights = [p for p in encoder.model.parameters() if p.requires_grad] + list(head.parameters())
+        self.parameters = [p for p in encoder.model.parameters() if p.requires_grad] + list(head.parameters())
         self.lengths = lengths_of(rows.tokens, rows.texts_a_row)
         self.watched = watched
         several = rows.truth.dim() == 2
@@ -101,12 +99,12 @@ class Classifier:
 
     def loss(self, rows: Sequence[int], precision: Precision) -> torch.Tensor:
         """Cross-entropy of the rows' classes."""
-        texts = self._rows.texts_of(rows)
+        texts = texts_of(rows, self._rows.texts_a_row)
         self._begin.states = self._rows.states.of(texts).to(self.device)
         with computing_in(precision, self.device):
             vectors = self._encoder.pooled([self._rows.tokens[text] for text in texts])
         logits = self._head(self._encoder.joined(vectors.float()))
-        return weighted_loss(logits, self._rows.truth[rows], self._rows.weights[rows])
+        return weighted_loss(logits, self._rows.truth[rows], self._rows.counts[rows])
 
 
 class Critic:
@@ -138,7 +136,7 @@ class Critic:
         self._each = len(texts) // len(truth)
         self._signs = torch.tensor(SIGNS[self._each], device=generator.device)
         self.bias = torch.nn.Parameter(_log_odds(self._truth, counts))
-        self.weights = [p for p in generator.model.parameters() if p.requires_grad] + [self.bias]
+        self.parameters = [p for p in generator.model.parameters() if p.requires_grad] + [self.bias]
         self.lengths = lengths_of([text.tokens for text in texts], self._each)
         self.watched = watched
         self.guessing = math.log(2)
@@ -175,7 +173,7 @@ class Writer:
         self._states = states
         self._counts = counts
         self._begin = begin
-        self.weights = [p for p in generator.model.parameters() if p.requires_grad]
+        self.parameters = [p for p in generator.model.parameters() if p.requires_grad]
         self.lengths = [len(row.tokens) for row in rows]
         self.watched = watched
         self.guessing = math.log(generator.model.config.vocab_size)

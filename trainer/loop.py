@@ -59,7 +59,7 @@ class Loop:
         self._in_step = in_step
         self._ranks = Ranks()
         self._lengths = learner.lengths
-        self._trained = learner.weights
+        self._trained = learner.parameters
         self._optimizer = torch.optim.AdamW(self._trained, lr=training.learning_rate, weight_decay=0.01)
         self._best: list[torch.Tensor] = []
         self._budget = Budget(in_step=in_step)

@@ -1,6 +1,6 @@
 """The matrix R: every published generation on every window, on rows that none of them learned from.
 
-R[i, j] is the Brier score of generation i on the held-out rows of window j (`held_out.py`). From it, as positive
+R[i, j] is the Brier score of generation i on the held-out rows of window j (`select.py`). From it, as positive
 numbers where things are better (Lopez-Paz and Ranzato 2017, "Gradient Episodic Memory", arXiv:1706.08840; Chaudhry et
 al. 2018, "Riemannian Walk", arXiv:1801.10112):
 
@@ -14,15 +14,16 @@ each the mean over the windows for which it is defined.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from accrual.predictor import Predictor
+from accrual.config import Config
+from accrual.contract import Contract
+from accrual.lake import open_lake
 from trainer.evaluate import Scored, score
-from trainer.generations import Candidate
-from trainer.select import Window
-from trainer.weigh import Row
+from trainer.generations import Candidate, predictor_of
+from trainer.select import LAKE_MEMORY, Window, held_out_rows
 
 
 class Matrix(msgspec.Struct, frozen=True):
@@ -77,22 +78,18 @@ class Matrix(msgspec.Struct, frozen=True):
         return next((i for i, row in enumerate(self.learned) if row[window]), None)
 
 
-def matrix(
-    models: Iterable[Candidate],
-    windows: Sequence[Window],
-    rows_of: Callable[[Window], Iterable[Row]],
-    load: Callable[[str | None], Predictor],
-) -> Matrix:
-    """Score published models on the held-out rows of windows; windows without such rows are left out.
+def matrix(config: Config, contract: Contract, models: Iterable[Candidate], windows: Sequence[Window]) -> Matrix:
+    """Score published models on the held-out rows of windows, each as it was when it was sealed.
 
-    `rows_of` gives these rows, again for every model, and `load` the predictor of a bundle. Raises BundleError when one
-    is gone or altered.
+    Windows without such rows are left out. Raises LakeUnavailable, and BundleError when a bundle is gone or altered.
     """
     names, brier, accuracy, learned = [], [], [], []
     shown: list[Scored] = []
     for model in models:
-        predictor = load(model.bundle)
-        scored = (score(predictor, window, rows_of(window)) for window in windows)
+        predictor, scored = predictor_of(config, model), []
+        for window in windows:
+            with open_lake(config, at_snapshot=window.snapshot_id, memory=LAKE_MEMORY) as lake:
+                scored.append(score(predictor, window, held_out_rows(lake, contract, window)))
         shown = [one for one in scored if len(one.ids)]
         taught = model.published.windows if model.published else model.run.windows if model.run else []
         names.append(model.model)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
-import pyarrow as pa
 import typer
 from rich.console import Console
 from rich.progress import track
@@ -24,11 +23,7 @@ from trainer.model_card import evaluated
 from trainer.report import ranges, render
 
 if TYPE_CHECKING:
-    from accrual.predictor import Predictor
-    from trainer.examine import Examination
     from trainer.matrix import Matrix
-    from trainer.select import Window
-    from trainer.weigh import Row
 
 _T = TypeVar("_T")
 
@@ -186,12 +181,15 @@ def report(
     model: _Model, to: Annotated[Path, typer.Option("--to", help="The HTML file to write.", show_default=False)]
 ) -> None:
     """Write a page about a model: how it was judged, what it fixed and broke, what it still gets wrong."""
+    from trainer.examine import examine_last_window
+
     config = load_config()
     with open_lake(config) as lake:
         known = candidates(lake)
         one = candidate(known, model)
         of_stream = [other for other in known if other.stream == one.stream]
-        examined = _examined(config, lake, of_stream, one) if one.trials else None
+        contract = _contract(config, one.stream)
+        examined = examine_last_window(config, contract, lake, of_stream, one) if one.trials else None
         made = _matrix(config, lake, champions(of_stream))
     to.write_text(render(one, of_stream, examined, made), encoding="utf-8")
     typer.echo(f"{to}: open it in a browser.")
@@ -208,6 +206,7 @@ def backtest_(
     ACCRUAL_CONTRACTS, and see what the change would have been worth.
     """
     from trainer.backtest import afterwards, apart, backtest
+    from trainer.examine import examine_last_window
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     config = apart(load_config(), to)
@@ -217,7 +216,7 @@ def backtest_(
     with open_lake(config) as lake:
         for one in known:
             if one.trials:
-                page = render(one, known, _examined(config, lake, known, one), None)
+                page = render(one, known, examine_last_window(config, contract, lake, known, one), None)
                 (to / f"{one.model}.html").write_text(page, encoding="utf-8")
     (to / "backtest.json").write_bytes(msgspec.json.format(msgspec.json.encode({"models": known, "afterwards": after})))
     _print_list(known, Format.TABLE)
@@ -267,63 +266,21 @@ def _contract(config: Config, stream: str) -> Contract:
     return contracts[stream]
 
 
-def _predictor(config: Config, bundle: str | None) -> Predictor:
-    from accrual.predictor import Predictor
-
-    if not bundle:
-        raise NotFound("this model was never frozen: there is nothing to load")
-    return Predictor.load(config.model_store / bundle, config)
-
-
 def _matrix(config: Config, lake: Lake, models: Sequence[Candidate]) -> Matrix:
     """On the windows that are sealed now, each as it was then. Progress on stderr."""
     from trainer.matrix import matrix
-    from trainer.select import LAKE_MEMORY, held_out_rows, sealed_windows
+    from trainer.select import sealed_windows
 
     if not models:
         raise NotFound("no model of this stream is published yet")
     contract = _contract(config, models[0].stream)
-
-    def rows_of(window: Window) -> Iterator[Row]:
-        with open_lake(config, at_snapshot=window.snapshot_id, memory=LAKE_MEMORY) as then:
-            yield from held_out_rows(then, contract, window)
-
-    windows = sealed_windows(lake, contract.stream)
-    return matrix(_tracked(models, "scoring"), windows, rows_of, lambda bundle: _predictor(config, bundle))
+    return matrix(config, contract, _tracked(models, "scoring"), sealed_windows(lake, contract.stream))
 
 
 def _tracked(several: Sequence[_T], what: str) -> Iterable[_T]:
     """The same, with a bar on stderr for whoever watches."""
     console = Console(stderr=True)
     return track(several, what, console=console, transient=True, disable=not console.is_terminal)
-
-
-def _examined(config: Config, lake: Lake, known: Sequence[Candidate], one: Candidate) -> Examination | None:
-    """The model and the champion of the time on the last window that judged it."""
-    from trainer.examine import MOST_EXAMINED, examine
-    from trainer.select import LAKE_MEMORY, rows_of, sealed_windows
-
-    contract, trial = _contract(config, one.stream), one.trials[-1]
-    window = next(w for w in sealed_windows(lake, one.stream) if w.window == trial.challenger.window)
-    with open_lake(config, at_snapshot=window.snapshot_id, memory=LAKE_MEMORY) as then:
-        rows = list(rows_of(then, contract, window, MOST_EXAMINED))
-        inputs = _inputs(then, contract, window, [row.prediction_id for row in rows])
-    champion = candidate(known, trial.champion.model)
-    return examine(
-        _predictor(config, one.bundle), _predictor(config, champion.bundle), rows, inputs, contract.training.seed
-    )
-
-
-def _inputs(lake: Lake, contract: Contract, window: Window, ids: Sequence[str]) -> list[Mapping[str, Any]]:
-    """The inputs of some of a window's rows, in the order of `ids`."""
-    with lake.with_tables({"wanted": pa.table({"prediction_id": pa.array(ids, pa.string())})}):
-        found = lake.rows(
-            "select prediction_id, inputs from ground_truth where stream = ? and predicted_at >= ? and predicted_at < ?"
-            " and prediction_id in (select prediction_id from wanted)",
-            [contract.stream, window.from_time, window.to_time],
-        )
-    by_id = {row["prediction_id"]: row["inputs"] for row in found}
-    return [contract.decode_inputs(by_id[one].encode()) for one in ids]
 
 
 def _facts(config: Config, one: Candidate) -> Mapping[str, Any]:

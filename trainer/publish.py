@@ -27,7 +27,6 @@ class Said:
         self._runs: dict[str, Run] = {}
         self._begun: dict[str, datetime] = {}
         self._evaluations: dict[str, list[Evaluation]] = {}
-        self._judged: dict[str, set[int]] = {}
         self._champions: dict[str, Generation] = {}
 
     def read(self, config: Config) -> None:
@@ -58,7 +57,7 @@ class Said:
 
     def judged(self, run_id: str) -> set[int]:
         """The windows that a run's model was judged on so far."""
-        return self._judged.get(run_id, set())
+        return {e.window for e in self.evaluations(run_id) if e.role == "challenger"}
 
     def next_version(self, stream: str) -> int:
         """The version of the next challenger; a rejected one keeps its own."""
@@ -79,7 +78,7 @@ class Said:
     def trial(self, run: Run) -> int:
         """Which of the stream's judged challengers this one is, counted from 1."""
         before = [other for other in self._of(run.stream) if other.version < run.version]
-        return 1 + sum(other.state != "failed" or other.run_id in self._judged for other in before)
+        return 1 + sum(other.state != "failed" or bool(self.judged(other.run_id)) for other in before)
 
     def _note(self, entry: LedgerEntry) -> None:
         if isinstance(entry, Run):
@@ -87,8 +86,6 @@ class Said:
             self._begun.setdefault(entry.run_id, entry.at)
         elif isinstance(entry, Evaluation):
             self._evaluations.setdefault(entry.run_id, []).append(entry)
-            if entry.role == "challenger":
-                self._judged.setdefault(entry.run_id, set()).add(entry.window)
 
     def _of(self, stream: str) -> list[Run]:
         return [run for run in self._runs.values() if run.stream == stream]

@@ -5,7 +5,8 @@
     calibrate    the latest rows of the new windows, kept back: as they come, whatever is preferred or balanced
     older        a sample of the rows before, so that what was learned is not lost
 
-Rows in quarantine, rejected ones, erased ones and those that are held out are none of them. All is read at one snapshot
+Rows in quarantine, rejected ones, erased ones and those that are held out are none of them. Held-out rows are what
+generations can be compared on over all windows, those they learned from too (`matrix.py`). All is read at one snapshot
 of the lake: a row that was revised after its window was sealed shows the label that it had by then. The choice is a
 function of that snapshot, the contract and the seed; docs/training-data.md says what of it ends where.
 """
@@ -27,7 +28,6 @@ from accrual.contract import Contract
 from accrual.lake import Lake
 from accrual.watermark import watermark_of
 from trainer.cohort import ages_of, arrival_weights
-from trainer.held_out import HELD_OUT, held_out_below
 from trainer.pool import Found, Pool
 from trainer.weigh import Row, balanced, control_weight, shift_of, weight_by_label, without_duplicates
 
@@ -115,7 +115,9 @@ select distinct prediction_id from ground_truth_history where stream = $stream a
 _IN_WINDOWS = "predicted_at >= $since and predicted_at < $until"
 _IN_WINDOWS_OR_COME = """predicted_at >= $since and predicted_at <= greatest($until, $reached)
     and (predicted_at < $until or predicted_at + to_microseconds(delay_us) <= $reached)"""
+# A digest of the id chooses, so the choice is the same in every run, whatever the lake holds.
 _JUDGED = "left(md5(prediction_id || ':judged'), 8) < $judged"
+_HELD_OUT = "left(md5(prediction_id || ':held out'), 8) < $held_out"
 # An order that only id and seed decide: a sample that any engine draws again.
 _BY_CHANCE = "md5(prediction_id || $salt), prediction_id"
 _STRATA = {
@@ -160,7 +162,7 @@ def select(lake: Lake, contract: Contract, new: Sequence[Window], seed: int) -> 
     for found in _fresh(lake, contract, new, reached):
         pool.add(found)
     fresh, calibrate = pool.chosen()
-    counts, size = pool.excluded, len(fresh) + len(calibrate)
+    size = len(fresh) + len(calibrate)
     if training.cohort == "ipw" and reached is not None:
         apart = calibrate[0].at if calibrate else until
         ages = ages_of(lake, contract, max(reached, until), new[0].from_time, apart, until)
@@ -177,14 +179,14 @@ def select(lake: Lake, contract: Contract, new: Sequence[Window], seed: int) -> 
     learn = balanced(kept, training.balance)
     parts = [(row, "replay" if row.prediction_id in replayed else "new") for row in (*learn, *merged)]
     parts += [(found.row, "calibrate") for found in calibrate]
-    counts |= Counter(part for row, part in parts if row.weight > 0)
+    by_part = Counter(part for row, part in parts if row.weight > 0)
     return Selection(
         learn=learn,
         calibrate=[found.row for found in calibrate],
         rows=_table(parts),
         shift=shift_of(contract, natural, learn),
         until=max([until, *(found.at + timedelta(microseconds=1) for found in fresh)]),
-        counts={"new": 0, "replay": 0, "calibrate": 0, "merged": len(merged), **counts},
+        counts={"new": 0, "replay": 0, "calibrate": 0, "merged": len(merged), **pool.excluded, **by_part},
     )
 
 
@@ -195,7 +197,7 @@ def _in_order(
     span: dict[str, Any] = {"since": window.from_time, "until": window.to_time}
     drawn = "true"
     if window.trainable > most:
-        drawn, span["judged"] = _JUDGED, held_out_below(most / window.trainable)
+        drawn, span["judged"] = _JUDGED, _digits_below(most / window.trainable)
     ask = f"select * exclude (said), 0.0 as of_label from labeled where {drawn} order by predicted_at, prediction_id"
     return (found.row for found in _found(lake, contract, ask, _IN_WINDOWS, span) if found.excluded in wanted)
 
@@ -244,8 +246,8 @@ def _natural_of(contract: Contract, older: Sequence[Found]) -> Mapping[str, floa
 
 
 def _found(lake: Lake, contract: Contract, ask: str, when: str, span: Mapping[str, Any]) -> Iterator[Found]:
-    labeled = _LABELED.format(when=when, held_out=HELD_OUT)
-    held_out = held_out_below(contract.training.held_out)
+    labeled = _LABELED.format(when=when, held_out=_HELD_OUT)
+    held_out = _digits_below(contract.training.held_out)
     asked = {"stream": contract.stream, "horizon_us": contract.horizon_us, "held_out": held_out, **span}
     with lake.with_tables({"erased_ids": _erased_ids(lake, contract, when, span)}):
         for batch in lake.batches(labeled + ask, asked):
@@ -270,6 +272,11 @@ def _read(contract: Contract, found: Mapping[str, Any]) -> Found:
     outside = not contract.output.accepts(row.label)
     excluded = found["excluded"] or ("outside" if outside else "exposed" if weight == 0 else None)
     return Found(row, found["predicted_at"], found["delay_us"], found["margin"], excluded, found["of_label"])
+
+
+def _digits_below(share: float) -> str:
+    """Of `share` of all ids the first eight digits of the digest are below it."""
+    return f"{round(share * 0x1_0000_0000):08x}"
 
 
 def _weighted(rows: Sequence[Found], weights: np.ndarray[Any, np.dtype[np.float64]]) -> list[Found]:

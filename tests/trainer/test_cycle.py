@@ -22,7 +22,7 @@ from accrual.contract import Retention, Slices, load_contracts
 from accrual.errors import ContractError
 from accrual.lake import open_lake, open_lake_for_writing
 from accrual.lake_tables import TABLES
-from accrual.ledger import Run
+from accrual.ledger import Evaluation, Run
 from accrual.predictor import Predictor
 from tests.trainer.world import START, STREAM, World
 from trainer import challenger, cycle
@@ -278,7 +278,7 @@ class _Killed(BaseException):
     """Stands for `kill -9`: nothing in the trainer handles it."""
 
 
-STEPS = ["select", "fine_tune", "calibrate", "freeze", "freeze_generation_0", "score", "judge"]
+STEPS = ["select", "fine_tune", "calibrate", "freeze", "freeze_generation_0", "score_window", "judge"]
 
 
 def test_killed_at_every_step_nothing_is_said_twice(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,11 +402,24 @@ def test_a_challenger_is_counted_unless_it_failed_before_it_was_judged() -> None
             at=datetime(2026, 1, 1, tzinfo=UTC),
         )
 
+    judged = Evaluation(
+        stream=STREAM,
+        run_id="r3",
+        window=4,
+        model="desk@3",
+        role="challenger",
+        rows=1,
+        accuracy=1.0,
+        auroc=None,
+        brier=0.0,
+        log_loss=0.0,
+        ece=0.0,
+        coverage=1.0,
+        at=datetime(2026, 1, 1, tzinfo=UTC),
+    )
     states = ["rejected", "failed", "failed", "promoted", "trained"]
-    said = Said.__new__(Said)
-    said._runs, said._begun, said._evaluations, said._judged = {}, {}, {}, {"r3": {3}}
-    for version, state in enumerate(states, start=1):
-        said._note(run_of(version, state))
+    said = Said()
+    said.say([*map(run_of, range(1, 6), states), judged])
     assert [said.trial(run_of(version, "trained")) for version in (1, 2, 3, 4, 5)] == [1, 2, 2, 3, 4]
 
 

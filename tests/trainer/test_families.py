@@ -21,7 +21,7 @@ from accrual.errors import TrainingFailed
 from accrual.generator import Generator
 from accrual.layers import first_adapted, starting_at, watching
 from trainer.adapter import adapt
-from trainer.freeze import _write_adapter
+from trainer.freeze import write_adapter
 
 SHAPE = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96}
 GROUPED = {**SHAPE, "num_key_value_heads": 4}
@@ -87,7 +87,7 @@ def test_an_encoder_of_this_family_is_adapted_by_layer_and_served(family: str, t
     assert torch.allclose(again, whole, atol=1e-6)
     gradients = torch.autograd.grad(again.sum(), [p for p in model.model.parameters() if p.requires_grad])
     assert all(gradient.isfinite().all() for gradient in gradients)
-    _write_adapter(tmp_path / "adapter", model, str(folder))
+    write_adapter(tmp_path / "adapter", model, str(folder))
     served = Encoder.load(folder, 64, adapter=tmp_path / "adapter")
     assert torch.allclose(served.pooled(tokens), whole, atol=1e-5)
 
@@ -102,7 +102,7 @@ def test_a_generator_of_this_family_is_adapted_by_layer_and_served(family: str, 
     assert (whole - bare).abs().max() > 0.01
     assert torch.allclose(again, whole, atol=1e-4)
     assert model.log_ratios(rows) == pytest.approx((whole - bare).tolist(), abs=1e-3)
-    _write_adapter(tmp_path / "adapter", model, str(folder))
+    write_adapter(tmp_path / "adapter", model, str(folder))
     served = Generator.load(folder, 64, 16, adapter=tmp_path / "adapter")
     assert torch.allclose(served.log_likelihoods(rows), whole, atol=1e-3)
 

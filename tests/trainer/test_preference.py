@@ -22,7 +22,7 @@ from accrual.layers import first_adapted, layers_of
 from trainer.adapter import adapt
 from trainer.checkpoint import Checkpoint
 from trainer.finetune_preference import TunedPreference, fine_tune_preference
-from trainer.freeze import _write_adapter
+from trainer.freeze import write_adapter
 from trainer.loop import Loop
 
 THUMBS, SIDES = ["down", "up"], ["first", "second"]
@@ -184,7 +184,7 @@ def test_a_ratio_is_that_of_two_whole_passes_though_the_lower_layers_are_compute
 def test_several_threads_may_ask_one_model(base: Path, tmp_path: Path) -> None:
     rows, labels = pairs(40)
     tuned = tune(base, rows, labels)
-    _write_adapter(tmp_path / "adapter", tuned.model, str(base))
+    write_adapter(tmp_path / "adapter", tuned.model, str(base))
     served = Generator.load(base, 96, 32, adapter=tmp_path / "adapter", apart=True)
     texts = reward.written(served, rows)
     alone, writes = served.log_ratios(texts), served.complete(["ask 1"])

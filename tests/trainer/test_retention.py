@@ -14,16 +14,15 @@ from scipy.stats import spearmanr
 
 from accrual.bundle import Manifest
 from accrual.calibrator import Calibrator
-from accrual.contract import Lora, load_contracts
-from accrual.contract import Training as Options
+from accrual.contract import Lora, Training, load_contracts
 from accrual.encoder import Encoder, base_folder
 from accrual.errors import ContractError, TrainingFailed
 from accrual.generator import Generator
 from accrual.output import Output
 from trainer.adapter import adapt
-from trainer.challenger import Training, _train, _train_and_keep
+from trainer.challenger import Recipe, train, train_and_keep
 from trainer.finetune import Tuned
-from trainer.freeze import _write_adapter
+from trainer.freeze import write_adapter
 from trainer.model_card import model_card
 from trainer.retention import (
     SCALES,
@@ -123,7 +122,7 @@ def test_what_a_whole_adapter_loses_a_smaller_one_keeps_and_the_bundle_has_it(
     assert scale in SCALES[1:]
     assert whole < -0.05 <= low < change
 
-    _write_adapter(tmp_path / "adapter", bent, "minilm")
+    write_adapter(tmp_path / "adapter", bent, "minilm")
     settings = msgspec.json.decode((tmp_path / "adapter" / "adapter_config.json").read_bytes())
     assert settings["lora_alpha"] == pytest.approx(8 * scale)
     served = Encoder.load(base_folder("minilm"), TOKENS, adapter=tmp_path / "adapter")
@@ -178,7 +177,7 @@ def test_a_probe_that_cannot_be_used_is_named(tmp_path: Path, content: str | Non
 
 
 @pytest.fixture(scope="module")
-def hard() -> Training:
+def hard() -> Recipe:
     """A training on four intents of twenty rows each, at a rate that harms the base."""
     names = ["card_arrival", "lost_or_stolen_card", "exchange_rate", "pin_blocked"]
     with BANKING.open(encoding="utf-8", newline="") as file:
@@ -188,10 +187,10 @@ def hard() -> Training:
         for several in zip(*([r for r in rows if r[1] == name][:20] for name in names), strict=True)
         for row in several
     ]
-    options = Options("{text}", epochs=3, learning_rate=0.02, max_tokens=TOKENS, lora=Lora(rank=4, alpha=8, layers=2))
-    return Training(
+    training = Training("{text}", epochs=3, learning_rate=0.02, max_tokens=TOKENS, lora=Lora(rank=4, alpha=8, layers=2))
+    return Recipe(
         base="minilm",
-        options=options,
+        training=training,
         output=Output(classes=names),
         pair=None,
         texts=[text for text, _ in chosen],
@@ -206,16 +205,16 @@ def hard() -> Training:
 
 
 def test_a_distilled_model_answers_sentences_it_has_not_seen_more_like_the_base(
-    base: Encoder, probe: Likeness, hard: Training
+    base: Encoder, probe: Likeness, hard: Recipe
 ) -> None:
-    def likeness(options: Options) -> float:
-        tuned = _train(msgspec.structs.replace(hard, options=options))
+    def likeness(training: Training) -> float:
+        tuned = train(msgspec.structs.replace(hard, training=training))
         assert isinstance(tuned, Tuned)
         right = np.array(tuned.classes)[tuned.logits(hard.texts).argmax(1)] == hard.labels
         assert right.mean() > 0.8, "it learns the task all the same"
         return float((tuned.model.embed(probe.first) * base.embed(probe.first)).sum(1).mean())
 
-    without, with_it = likeness(hard.options), likeness(levered(hard.options, ["distillation"]))
+    without, with_it = likeness(hard.training), likeness(levered(hard.training, ["distillation"]))
     assert 1 - with_it < 0.7 * (1 - without)
 
 
@@ -228,15 +227,15 @@ def test_sentences_of_general_text_are_in_no_probe() -> None:
 
 
 def test_levers_come_one_more_at_a_time_and_only_where_there_is_something_to_change() -> None:
-    options = Options("{text}", lora=Lora(rank=8, alpha=16, layers=3))
-    tried = [levered(options, levers) for levers in attempts(options)]
+    training = Training("{text}", lora=Lora(rank=8, alpha=16, layers=3))
+    tried = [levered(training, levers) for levers in attempts(training)]
     assert [(one.distill, one.lora.layers, one.lora.rank, one.lora.alpha) for one in tried] == [
         (0.0, 3, 8, 16),
         (10.0, 3, 8, 16),
         (10.0, 2, 8, 16),
         (10.0, 2, 4, 8),
     ]
-    least = Options("{text}", distill=3.0, lora=Lora(rank=1, alpha=1, layers=1))
+    least = Training("{text}", distill=3.0, lora=Lora(rank=1, alpha=1, layers=1))
     assert list(attempts(least)) == [[]]
 
 
@@ -249,11 +248,11 @@ def test_the_model_card_tells_of_the_adapter_as_it_was_trained() -> None:
 
 
 def test_the_cheapest_lever_that_keeps_the_base_is_taken_each_with_a_checkpoint_of_its_own(
-    probe: Likeness, hard: Training, tmp_path: Path
+    probe: Likeness, hard: Recipe, tmp_path: Path
 ) -> None:
     checkpoint = tmp_path / "run.safetensors"
     with pytest.raises(TrainingFailed, match="train less") as failed:
-        _train_and_keep(msgspec.structs.replace(hard, checkpoint=checkpoint), probe, most_loss=1e-6)
+        train_and_keep(msgspec.structs.replace(hard, checkpoint=checkpoint), probe, most_loss=1e-6)
     lost = re.findall(r"down to (-\S+) at 0\.35(?: by ([a-z ]+))?", str(failed.value))
     assert [by for _, by in lost] == [
         "",
@@ -267,7 +266,7 @@ def test_the_cheapest_lever_that_keeps_the_base_is_taken_each_with_a_checkpoint_
 
     # Its trainings are through: it goes on from their checkpoints, and stops at the first that keeps enough.
     between = -(bounds[0] + bounds[1]) / 2
-    _, kept = _train_and_keep(msgspec.structs.replace(hard, checkpoint=checkpoint), probe, between)
+    _, kept = train_and_keep(msgspec.structs.replace(hard, checkpoint=checkpoint), probe, between)
     assert kept["levers"] == ["distillation"]
     assert kept["adapter_scale"] in SCALES
 

@@ -17,7 +17,7 @@ from accrual.errors import ContractError
 from accrual.events import encode
 from accrual.lake import open_lake, open_lake_for_writing
 from tests.trainer.books import START, STREAM, Books
-from trainer.freeze import _write_rows
+from trainer.freeze import write_rows
 from trainer.select import Selection, _read, rows_of, sealed_windows, select
 from trainer.weigh import weight_by_label
 
@@ -59,7 +59,7 @@ def test_the_list_of_rows_says_part_revision_and_weight_of_each(books: Books, tm
     assert revised == {"prediction_id": "p-050", "revision": 2, "label": "good", "part": "new", "weight": 1.0}
     files = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
     for file in files:
-        _write_rows(file, chosen(books, books.contract("replay: 0.5")).rows)
+        write_rows(file, chosen(books, books.contract("replay: 0.5")).rows)
     assert files[0].read_bytes() == files[1].read_bytes()
     assert pq.read_table(files[0]).to_pylist() == selection.rows.to_pylist()
 

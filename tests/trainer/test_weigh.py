@@ -17,9 +17,9 @@ from accrual.calibrator import uncurved
 from accrual.contract import Lora, Training
 from accrual.encoder import Encoder, base_folder
 from accrual.training_policy import Control
-from trainer.cohort import MOST_WEIGHT, arrival_weights
+from trainer.cohort import arrival_weights
 from trainer.finetune import fine_tune
-from trainer.weigh import Row, balanced, control_weight, prior_shift, weight_by_label, without_duplicates
+from trainer.weigh import MOST_WEIGHT, Row, balanced, control_weight, prior_shift, weight_by_label, without_duplicates
 
 BANKING = Path(__file__).parents[2] / "examples" / "data" / "banking77" / "train.csv"
 ROWS = st.lists(
