@@ -138,6 +138,14 @@ def seal_bundle(draft: Path, manifest: Manifest, key: Ed25519PrivateKey) -> str:
     return digest
 
 
+def read_classes(folder: Path) -> list[str]:
+    """The classes of a bundle's model, in the order of the head's rows. Raises BundleError."""
+    try:
+        return msgspec.json.decode((folder / "labels.json").read_bytes(), type=list[str])
+    except (OSError, msgspec.DecodeError) as exc:
+        raise BundleError(f"{folder}: not a whole bundle: {exc}") from exc
+
+
 def read_manifest(folder: Path) -> Manifest:
     """The manifest, not verified. Raises BundleError when it is missing or cannot be read."""
     return _parsed(_content(folder), folder)

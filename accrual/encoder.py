@@ -118,7 +118,7 @@ class Encoder:
 
     def pooled(self, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
         """One batch through the model: [rows, dimensions], each of length one."""
-        ids, mask = (given.to(self.device) for given in padded(tokens, self.tokenizer.pad_token_id))
+        ids, mask = (given.to(self.device) for given in padded(tokens, self.tokenizer.pad_token_id or 0))
         states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
         weight = mask.unsqueeze(-1).to(states.dtype)
         mean = (states * weight).sum(1) / weight.sum(1)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from accrual.bundle import Manifest, verify_bundle
+from accrual.bundle import Manifest, read_classes, verify_bundle
 from accrual.calibrator import Calibrator
 from accrual.config import Config
 from accrual.contract import Contract, Text, flattened, load_contract, shown
@@ -68,9 +68,8 @@ class Predictor:
         the base cannot be found.
         """
         manifest = verify_bundle(folder, config.public_key)
-        contract = load_contract(folder / "contract.yaml")
+        contract, classes = load_contract(folder / "contract.yaml"), read_classes(folder)
         try:
-            classes = msgspec.json.decode((folder / "labels.json").read_bytes(), type=list[str])
             calibrator = msgspec.json.decode((folder / "calibrator.json").read_bytes(), type=Calibrator)
             head = load_file(folder / "head.safetensors")
             weight, bias = head.get("weight"), head["bias"]
@@ -142,12 +141,20 @@ class Predictor:
         prompts = [self.contract.prompt(row) for row in inputs]
         return [written.text for written in self._generator.complete(prompts)]
 
-    def judge(self, texts: Sequence[Text], labels: Sequence[str]) -> Judged:
-        """What the model says of rows, beside their labels."""
+    def judge(self, texts: Sequence[Text], labels: Sequence[str], beside: Sequence[str] = ()) -> Judged:
+        """What the model says of rows, beside their labels.
+
+        `beside`: classes of models that it is compared with. Where a label has several names, each class is a question
+        of its own, so those that it lacks are asked, too: it says 0 of them.
+        """
         if self._generator is not None and self.contract.output.task == "text":
             rows = self._generator.written([shown(text) for text in texts], labels)
             return self._generator.read(rows, self.calibrator.temperature).judged()
-        return judged(self.probabilities(texts), truth_of(self.contract.output, labels, self.classes))
+        said, classes = self.probabilities(texts), self.classes
+        if self.contract.output.task == "multilabel":
+            classes = [*classes, *(name for name in dict.fromkeys(beside) if name not in classes)]
+            said = np.pad(said, ((0, 0), (0, len(classes) - said.shape[1])))
+        return judged(said, truth_of(self.contract.output, labels, classes))
 
     def probabilities(self, texts: Sequence[Text]) -> NDArray[np.float64]:
         """[texts, classes], as computed; each row sums to 1, unless each class stands by itself."""

@@ -16,7 +16,7 @@ import typer
 from accrual.cli import run
 from accrual.config import Config, load_config
 from accrual.contract import Contract, load_contracts
-from accrual.errors import ConfigError, LakeUnavailable, Terminal, Transient
+from accrual.errors import ConfigError, LakeUnavailable, StoreUnavailable, Terminal, Transient
 
 if TYPE_CHECKING:
     from trainer.cycle import Trainer
@@ -96,6 +96,9 @@ def keep_training(
             for name in streams:
                 try:
                     moved |= trainer.next_step(name)
+                except StoreUnavailable as exc:  # of this stream: another needs less room
+                    broken = exc
+                    log.error("%s waits: %s", name, exc)
                 except Transient:
                     raise
                 except Exception as exc:

@@ -7,6 +7,7 @@ its last prediction has passed. A training takes none of it, so a challenger of 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from accrual.bundle import read_classes
 from accrual.config import Config, Mlflow
 from accrual.contract import Contract
 from accrual.errors import ConfigError, NotFound
@@ -22,9 +24,11 @@ from accrual.ledger import Generation
 from accrual.scores import interval_of_mean
 from trainer.cycle import Past, Trainer
 from trainer.evaluate import Scored, calibration_error_of, gains_of, score_window
-from trainer.generations import Candidate, candidate, candidates_of, champions, predictor_of
+from trainer.generations import Candidate, bundle_of, candidate, candidates_of, champions, predictor_of
 from trainer.publish import Said
 from trainer.select import LAKE_MEMORY, Window, sealed_windows
+
+log = logging.getLogger(__name__)
 
 
 class Afterwards(msgspec.Struct, frozen=True):
@@ -66,6 +70,8 @@ def backtest(
         windows = sealed_windows(lake, stream)
     if not windows:
         raise NotFound(f"no window of {stream} is sealed yet: there is no past to go through")
+    if len({window.snapshot_id for window in windows}) < len(windows):
+        log.warning("rows of %s were erased since: steps see all that came up to then, revisions too", stream)
     trainer = Trainer(config, {stream: contract}, said)
     published: dict[str, Generation] = {}
     for window in shown(windows):
@@ -91,7 +97,8 @@ def afterwards(config: Config, contract: Contract, known: Sequence[Candidate]) -
         if model.run is None or not later:
             continue
         replaced = candidate(known, model.run.parent)
-        ours, theirs = (_scored(config, contract, one, later) for one in (model, replaced))
+        classes = [name for one in (model, replaced) for name in read_classes(bundle_of(config, one))]
+        ours, theirs = (_scored(config, contract, one, later, classes) for one in (model, replaced))
         gains = np.concatenate(gains_of(ours, theirs))
         low, high = interval_of_mean(gains)
         found.append(
@@ -110,6 +117,8 @@ def afterwards(config: Config, contract: Contract, known: Sequence[Candidate]) -
     return found
 
 
-def _scored(config: Config, contract: Contract, model: Candidate, windows: Sequence[Window]) -> list[Scored]:
+def _scored(
+    config: Config, contract: Contract, model: Candidate, windows: Sequence[Window], beside: Sequence[str]
+) -> list[Scored]:
     predictor = predictor_of(config, model)
-    return [score_window(config, contract, predictor, window) for window in windows]
+    return [score_window(config, contract, predictor, window, beside) for window in windows]

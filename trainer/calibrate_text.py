@@ -26,9 +26,14 @@ def calibrate_text(
     champion: Calibrator,
     weights: Sequence[float],
 ) -> Calibrator:
-    """The calibrator of a generator; `none` leaves its probabilities as they are. `weights`: what each row counts."""
-    if method == "none" or not rows:
+    """The calibrator of a generator; `none` leaves its probabilities as they are. `weights`: what each row counts.
+
+    Without rows it is the champion's.
+    """
+    if method == "none":
         return Calibrator(method="none")
+    if not rows:
+        return champion
     strayed = (np.log(GRID) - np.log(champion.temperature)) / STRAYS
     unlikely = generator.log_losses(rows, GRID) @ counts_of(weights, len(rows)).numpy() + strayed**2 / 2
     return Calibrator(temperature=GRID[int(unlikely.argmin())], rows=len(rows))

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from accrual.bundle import Manifest
 from accrual.contract import Contract, Pair, Text, Training, shown
-from accrual.encoder import Encoder, base_folder
+from accrual.encoder import Encoder, base_digest, base_folder
 from accrual.errors import TrainingFailed
 from accrual.generator import Generator
 from accrual.output import Output
@@ -86,7 +86,7 @@ def make_challenger(
         weights=[row.weight for row in selection.learn],
         classes=before.classes,
         seed=manifest.seed,
-        start=_start(contract, champion, selection),
+        start=_start(contract, manifest.base, champion, selection),
         checkpoint=checkpoint,
         sharded=sharded,
     )
@@ -154,7 +154,7 @@ def _train_together(recipe: Recipe) -> Made:
     """Train, and have all other ranks take part."""
     Ranks().shared(recipe)
     made = train(recipe)
-    if recipe.sharded:
+    if recipe.sharded or recipe.training.quantize:  # what is measured and judged is what is served
         make_whole(made.model, _load(recipe), recipe.training.lora)
     return made
 
@@ -210,7 +210,7 @@ def _load(recipe: Recipe, quantize: Literal["4bit", "8bit"] | None = None) -> En
     return Encoder.load(folder, training.max_tokens, quantize=quantize, pair=recipe.pair)
 
 
-def _start(contract: Contract, champion: Champion, selection: Selection) -> Start | None:
+def _start(contract: Contract, base: str, champion: Champion, selection: Selection) -> Start | None:
     """What a warm start goes on from; None where the contract wants none, or generation 0 has nothing to give.
 
     The champion speaks of the natural shares, the selection may have others: its shift is taken off, to be added again
@@ -218,6 +218,9 @@ def _start(contract: Contract, champion: Champion, selection: Selection) -> Star
     """
     adapter, before = champion.folder / "adapter", champion.predictor
     if contract.training.start == "base" or not adapter.is_dir():
+        return None
+    if before.manifest.base_digest != base_digest(base_folder(base)) or before.contract.pair != contract.pair:
+        log.warning("training.start: %s has another base, or another kind of rows: starts from base", before.model)
         return None
     if before.weight is None:
         return Start(adapter, np.zeros((0, 0), dtype=np.float32), before.bias)

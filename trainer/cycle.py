@@ -27,15 +27,24 @@ import msgspec
 from accrual.bundle import Manifest, read_manifest
 from accrual.config import Config
 from accrual.contract import Contract
-from accrual.errors import TrainingFailed
+from accrual.errors import AccrualError, TrainingFailed
 from accrual.lake import Lake, open_lake
 from accrual.ledger import Generation, Run
 from accrual.predictor import Predictor
 from accrual.signing import load_or_make_signing_key
 from accrual.training_policy import OBSERVED_WARNING
 from trainer.challenger import Champion, make_challenger
-from trainer.evaluate import Scored, by_slice, calibration_error_of, gains_of, learned_from, losses_of, score_window
-from trainer.freeze import find_frozen, freeze_generation_0, made_with
+from trainer.evaluate import (
+    Scored,
+    by_slice,
+    calibration_error_of,
+    check_contract,
+    gains_of,
+    learned_from,
+    losses_of,
+    score_window,
+)
+from trainer.freeze import find_frozen, freeze_generation_0, generation_0_id, made_with
 from trainer.gate import judge
 from trainer.plan import gather, plan_of, rises_of
 from trainer.publish import Said
@@ -92,7 +101,8 @@ class Trainer:
         self._gathered: dict[str, tuple[tuple[int, int, str], float, Facts]] = {}
         self._loaded: dict[str, Predictor] = {}
         self._empty: set[tuple[str, int]] = set()  # windows of which no row is left: quarantined, or erased
-        self._scored: dict[tuple[str, int], Scored] = {}  # by bundle and window, of the challengers that wait
+        # By bundle, window and classes of all that are compared, of the challengers that wait.
+        self._scored: dict[tuple[str, int, tuple[str, ...]], Scored] = {}
         self._past: Past | None = None
 
     def ask_for(self, stream: str) -> None:
@@ -135,8 +145,8 @@ class Trainer:
         said, stream = self._ledger, contract.stream
 
         def scored(champion: Generation, now: Window) -> Scored:
-            found = self._score(contract, champion.bundle, [now])[0]
-            self._scored = {(champion.bundle, now.window): found, **self._of_other_streams(stream)}
+            [found] = self._score(contract, champion.bundle, [now])
+            self._scored = {(champion.bundle, now.window, ()): found, **self._of_other_streams(stream)}
             return found
 
         def facts_of(new: Sequence[Window]) -> Facts:
@@ -159,7 +169,7 @@ class Trainer:
             model=f"{contract.stream}@0",
             digest=digest,
             bundle=digest,
-            run_id=f"{contract.stream}@0",
+            run_id=read_manifest(self._store / digest).run_id,
             parent=None,
             windows=[],
             rows=0,
@@ -172,6 +182,7 @@ class Trainer:
     def _train(self, contract: Contract, champion: Generation, new: Sequence[Window], trigger: str) -> None:
         """Make the next challenger from the windows that its champion has not seen, and freeze it."""
         started, cpu_started = time.monotonic(), time.process_time()
+        check_contract(self._predictor(champion.bundle), contract)
         version = self._ledger.next_version(contract.stream)
         new = self._begun_with(contract.stream, f"{version} after {champion.digest}", new)
         windows = sorted({*champion.windows, *(window.window for window in new)})
@@ -246,15 +257,18 @@ class Trainer:
         self, contract: Contract, champion: Generation, selection: Selection, manifest: Manifest
     ) -> tuple[str | None, str]:
         """The digest of the bundle, which may have been made before a crash; or None, and why there is none."""
-        if found := find_frozen(self._store, manifest.run_id):
+        if found := find_frozen(self._store, manifest.run_id, manifest.rows_digest):
             return found, ""
         try:
             return self._make(contract, champion, selection, manifest), ""
         except TrainingFailed as exc:
             return None, str(exc)
-        except (RuntimeError, ValueError, MemoryError) as exc:  # of torch, peft: as many as there are bases
-            if Ranks().world > 1:
-                raise  # the others are in the middle of it
+        except Exception as exc:  # of torch, peft: as many as there are bases
+            if Ranks().world > 1:  # the others are in the middle of it: whoever started them starts all again
+                log.exception("%s cannot be trained by this process alone", manifest.model)
+                raise SystemExit(1) from exc
+            if isinstance(exc, AccrualError):
+                raise
             log.exception("%s cannot be trained", manifest.model)
             return None, f"{type(exc).__name__}: {exc}"
 
@@ -302,17 +316,22 @@ class Trainer:
         """Score challenger, champion and generation 0 on the next window, and say what the gate makes of it."""
         judged = [w for w in windows if w.window in self._ledger.judged(challenger.run_id) or w == now]
         at, run_id = self._now(), challenger.run_id
-        ours = self._score(contract, challenger.digest or "", judged)
+        zero_bundle = self._generation_0(contract)
+        compared = [challenger.digest or "", champion.bundle, zero_bundle]
+        for bundle in compared:
+            check_contract(self._predictor(bundle), contract)
+        beside = tuple(sorted({name for bundle in compared for name in self._predictor(bundle).classes}))
+        ours = self._score(contract, challenger.digest or "", judged, beside)
         if not len(ours[-1].ids):
             log.warning("window %d of %s has no row left to judge on: the next one judges", now.window, contract.stream)
             self._empty.add((contract.stream, now.window))
             return
-        theirs = self._score(contract, champion.bundle, judged)
+        theirs = self._score(contract, champion.bundle, judged, beside)
         if leak := self._leak([challenger.digest or "", champion.bundle], ours):
             self._ledger.say([msgspec.structs.replace(challenger, state="failed", reason=leak, at=at)])
             log.error("%s cannot be judged on window %d: %s", ours[-1].model, now.window, leak)
             return
-        zero = self._score(contract, self._generation_0(contract), [now])[0]
+        [zero] = self._score(contract, zero_bundle, [now], beside)
         gains = gains_of(ours, theirs)
         verdict = judge(
             gains,
@@ -346,27 +365,27 @@ class Trainer:
                 return f"{len(seen)} of the judged rows are among those that {model} learned from, first {first}"
         return ""
 
-    def _score(self, contract: Contract, bundle: str, windows: Sequence[Window]) -> list[Scored]:
+    def _score(
+        self, contract: Contract, bundle: str, windows: Sequence[Window], beside: tuple[str, ...] = ()
+    ) -> list[Scored]:
         """A frozen model on each window, the rows as they were when the window was sealed.
 
         Neither changes any more, so what was scored once is kept while the same challenger waits for further windows.
         """
         for window in windows:
-            if (bundle, window.window) not in self._scored:
-                scored = score_window(self._config, contract, self._predictor(bundle), window)
-                self._scored[bundle, window.window] = scored
-        return [self._scored[bundle, window.window] for window in windows]
+            if (bundle, window.window, beside) not in self._scored:
+                scored = score_window(self._config, contract, self._predictor(bundle), window, beside)
+                self._scored[bundle, window.window, beside] = scored
+        return [self._scored[bundle, window.window, beside] for window in windows]
 
-    def _of_other_streams(self, stream: str) -> dict[tuple[str, int], Scored]:
+    def _of_other_streams(self, stream: str) -> dict[tuple[str, int, tuple[str, ...]], Scored]:
         return {key: kept for key, kept in self._scored.items() if kept.window.stream != stream}
 
     def _generation_0(self, contract: Contract) -> str:
         """The bundle of generation 0, made if the store does not have it: the contract decides every byte of it."""
-        found = find_frozen(self._store, f"{contract.stream}@0")
-        if found is not None:
-            return found
         base = contract.training.base_model or self._config.models.base
-        return freeze_generation_0(self._store, self._key, contract, base)
+        found = find_frozen(self._store, generation_0_id(contract, base), "")
+        return found or freeze_generation_0(self._store, self._key, contract, base)
 
     def _predictor(self, bundle: str) -> Predictor:
         """A bundle, verified and loaded; the last few are kept."""

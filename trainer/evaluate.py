@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from accrual.bundle import lineage
 from accrual.config import Config
 from accrual.contract import Contract
+from accrual.contract_change import breaking_changes
+from accrual.errors import ContractError
 from accrual.judged import Judged, together
 from accrual.lake import open_lake
 from accrual.ledger import Evaluation, SliceScores
@@ -83,15 +85,41 @@ class Scored(msgspec.Struct, frozen=True):
 
     def _slice_scores(self, loss_at_most: Mapping[str, float]) -> list[SliceScores]:
         found = []
-        for name, rows in _largest_slices([self]):
+        for name, rows in self._largest_slices():
             inside = self.inside(name)
             accuracy, brier = self.judged.hits[inside].mean(), self.judged.brier[inside].mean()
             found.append(SliceScores(name, rows, float(accuracy), float(brier), loss_at_most.get(name)))
         return found
 
+    def _largest_slices(self) -> list[tuple[str, int]]:
+        """The `MOST_SLICES` slices with the most rows, by name, and how many each has."""
+        rows: Counter[str] = Counter()
+        sizes = np.bincount(self.combination, minlength=len(self.combinations)).tolist()
+        for names, size in zip(self.combinations, sizes, strict=True):
+            rows.update(dict.fromkeys(names, size))
+        return sorted(rows.most_common(MOST_SLICES))
 
-def score(predictor: Predictor, window: Window, rows: Iterable[Row]) -> Scored:
-    """Let a frozen model predict a window's rows, `ROWS_AT_ONCE` at a time."""
+
+def check_contract(predictor: Predictor, contract: Contract) -> None:
+    """Raises ContractError when today's contract has changed so much since a model was made that what the model says
+    of rows cannot be compared any more.
+    """
+    then = predictor.contract
+    found = breaking_changes(then, contract)
+    if contract.output.task == "text":  # judged by tokens
+        if then.training.base_model != contract.training.base_model:
+            found.append("training.base_model: another base has other tokens; begin a new stream")
+        if then.output.max_new_tokens != contract.output.max_new_tokens:
+            found.append("output.max_new_tokens: texts would be judged up to another length; begin a new stream")
+    if found:
+        raise ContractError(f"{predictor.model} is of another contract: {'; '.join(found)}")
+
+
+def score(predictor: Predictor, window: Window, rows: Iterable[Row], beside: Sequence[str] = ()) -> Scored:
+    """Let a frozen model predict a window's rows, `ROWS_AT_ONCE` at a time.
+
+    `rows` are as the model reads them. `beside`: the classes of models that it is compared with (`Predictor.judge`).
+    """
     ids: list[pa.Array] = []
     parts: list[Judged] = []
     places: dict[tuple[str, ...], int] = {}
@@ -99,7 +127,7 @@ def score(predictor: Predictor, window: Window, rows: Iterable[Row]) -> Scored:
     weights: list[NDArray[np.float64]] = []
     for some in _batched(rows):
         ids.append(pa.array([row.prediction_id for row in some], pa.string()))
-        parts.append(predictor.judge([row.text for row in some], [row.label for row in some]))
+        parts.append(predictor.judge([row.text for row in some], [row.label for row in some], beside))
         combination.append(np.array([places.setdefault(row.slices, len(places)) for row in some], dtype=np.int32))
         weights.append(np.array([row.weight for row in some], dtype=np.float64))
     counts = np.concatenate(weights)
@@ -114,10 +142,12 @@ def score(predictor: Predictor, window: Window, rows: Iterable[Row]) -> Scored:
     )
 
 
-def score_window(config: Config, contract: Contract, predictor: Predictor, window: Window) -> Scored:
-    """`score` on a window's rows as they were when it was sealed. Raises LakeUnavailable."""
+def score_window(
+    config: Config, contract: Contract, predictor: Predictor, window: Window, beside: Sequence[str] = ()
+) -> Scored:
+    """`score` on a window's rows as they were when it was sealed. `contract` is today's. Raises LakeUnavailable."""
     with open_lake(config, at_snapshot=window.snapshot_id, memory=LAKE_MEMORY) as lake:
-        return score(predictor, window, rows_of(lake, contract, window))
+        return score(predictor, window, rows_of(lake, contract, window, read_by=predictor.contract), beside)
 
 
 def gains_of(ours: Sequence[Scored], theirs: Sequence[Scored]) -> list[NDArray[np.float64]]:
@@ -139,7 +169,7 @@ def by_slice(parts: Sequence[Scored], gains: Sequence[NDArray[np.float64]]) -> d
     """The gains of each slice's rows, over all windows."""
     return {
         name: np.concatenate([of_part[part.inside(name)] for part, of_part in zip(parts, gains, strict=True)])
-        for name, _ in _largest_slices(parts)
+        for name in sorted({name for part in parts for names in part.combinations for name in names})
     }
 
 
@@ -167,13 +197,3 @@ def _batched(rows: Iterable[Row]) -> Iterator[list[Row]]:
     yield list(islice(coming, ROWS_AT_ONCE))
     while some := list(islice(coming, ROWS_AT_ONCE)):
         yield some
-
-
-def _largest_slices(parts: Sequence[Scored]) -> list[tuple[str, int]]:
-    """The `MOST_SLICES` slices with the most rows, by name, and how many each has."""
-    rows: Counter[str] = Counter()
-    for part in parts:
-        sizes = np.bincount(part.combination, minlength=len(part.combinations)).tolist()
-        for names, size in zip(part.combinations, sizes, strict=True):
-            rows.update(dict.fromkeys(names, size))
-    return sorted(rows.most_common(MOST_SLICES))

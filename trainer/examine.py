@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from accrual.config import Config
-from accrual.contract import Contract, shown
+from accrual.contract import Contract, Text, shown
 from accrual.lake import Lake, open_lake
 from accrual.ledger import Bin
 from accrual.predictor import Predictor
@@ -72,9 +72,10 @@ def examine(
     after: Predictor, before: Predictor, rows: Sequence[Row], inputs: Sequence[Mapping[str, Any]], seed: int
 ) -> Examination:
     """Score both models on the rows of a window and compare them. `inputs`: each row's, as the contract names them."""
-    texts, labels = [row.text for row in rows], [row.label for row in rows]
-    output = after.contract.output
-    judged = {model.model: model.judge(texts, labels) for model in (before, after)}
+    labels, output = [row.label for row in rows], after.contract.output
+    texts_of = {model.model: [model.contract.render(given) for given in inputs] for model in (before, after)}
+    classes, texts = [*before.classes, *after.classes], texts_of[after.model]
+    judged = {model.model: model.judge(texts_of[model.model], labels, classes) for model in (before, after)}
     brier = {name: found.brier for name, found in judged.items()}
     groups: dict[str, Sequence[str | None]] = _by_value(inputs)
     if output.task == "score":
@@ -91,7 +92,7 @@ def examine(
         rows=len(rows),
         reliability={name: found.reliability for name, found in judged.items()},
         slices=slice_changes(groups, brier[before.model], brier[after.model]),
-        worst=_worst_rows([rows[i] for i in worst], after),
+        worst=_worst_rows([rows[i] for i in worst], [texts[i] for i in worst], after),
     )
 
 
@@ -107,15 +108,15 @@ def _inputs(lake: Lake, contract: Contract, window: Window, ids: Sequence[str]) 
     return [contract.decode_inputs(by_id[one].encode()) for one in ids]
 
 
-def _worst_rows(rows: Sequence[Row], model: Predictor) -> list[WorstRow]:
+def _worst_rows(rows: Sequence[Row], texts: Sequence[Text], model: Predictor) -> list[WorstRow]:
     output = model.contract.output
     found = []
-    for row, said in zip(rows, model.answers([row.text for row in rows]), strict=True):
+    for row, text, said in zip(rows, texts, model.answers(texts), strict=True):
         p = said.probabilities
         of_names = [p.get(name, 0.0) for name in output.names_in(row.label)]
         of_label = 1 - abs(p["score"] - float(row.label)) if output.task == "score" else min(of_names, default=1.0)
         largest = max(p.values())
-        found.append(WorstRow(row.prediction_id, shown(row.text), row.label, said.label, largest, of_label))
+        found.append(WorstRow(row.prediction_id, shown(text), row.label, said.label, largest, of_label))
     return found
 
 
@@ -134,7 +135,7 @@ def _by_value(inputs: Sequence[Mapping[str, Any]]) -> dict[str, Sequence[str | N
 
 def _quarters(values: Sequence[float | None]) -> list[str | None]:
     edges = np.unique(np.quantile([value for value in values if value is not None], [0, 0.25, 0.5, 0.75, 1]))
-    names = [f"{low:g} to {high:g}" for low, high in pairwise(edges)]
+    names = [f"{low:g} to {high:g}" for low, high in pairwise(edges)] or [f"{edges[0]:g}"]
     return [
         "missing"
         if value is None

@@ -34,6 +34,7 @@ from trainer.finetune import Tuned
 from trainer.finetune_preference import TunedPreference
 from trainer.finetune_text import TunedText
 from trainer.model_card import model_card
+from trainer.ranks import Ranks
 
 # The cosine between a text and a label's name, times this, is generation 0's logit. There are no labels to fit it on;
 # on the launch window of support-intents 15 gives Brier 0.507, 20 gives 0.517, 10 gives 0.547.
@@ -78,7 +79,7 @@ def freeze_generation_0(store: Path, key: Ed25519PrivateKey, contract: Contract,
         version=0,
         parent=None,
         parent_digest=None,
-        run_id=f"{contract.stream}@0",
+        run_id=generation_0_id(contract, base),
         windows=[],
         snapshot_id=None,
         rows_new=0,
@@ -120,14 +121,22 @@ def _constant(output: Output) -> NDArray[np.float32]:
     return np.asarray(logits, dtype=np.float32)
 
 
-def find_frozen(store: Path, run_id: str) -> str | None:
+def generation_0_id(contract: Contract, base: str) -> str:
+    """The same for the same contract and base, which decide all of it."""
+    said = msgspec.json.encode([msgspec.to_builtins(contract), base])
+    return f"{contract.stream}@0-{hashlib.sha256(said).hexdigest()[:12]}"
+
+
+def find_frozen(store: Path, run_id: str, rows_digest: str) -> str | None:
     """The digest of the bundle that a run left in the store, if it came that far before it was interrupted.
 
-    A draft whose process was killed is none: it was not sealed.
+    One of other rows, of which some were erased since, is not taken. A draft whose process was killed is none: it was
+    not sealed.
     """
     for path in store.glob(f"[!.]*/{MANIFEST}"):
         try:
-            if read_manifest(path.parent).run_id == run_id:
+            manifest = read_manifest(path.parent)
+            if (manifest.run_id, manifest.rows_digest) == (run_id, rows_digest):
                 return path.parent.name
         except BundleError:
             continue  # whatever it is, it is not this run's
@@ -135,9 +144,14 @@ def find_frozen(store: Path, run_id: str) -> str | None:
 
 
 def made_with() -> dict[str, str]:
-    """What a bundle's bytes depend on besides its inputs: versions of code, and the threads that share a sum."""
+    """What a bundle's bytes depend on besides its inputs: versions of code, and what shares a sum."""
     versions = {name: installed_version(name) for name in ("accrual", *_LIBRARIES)}
-    return {**versions, "code": _code(), "threads": str(torch.get_num_threads())}
+    machine = {
+        "threads": str(torch.get_num_threads()),
+        "processes": str(Ranks().world),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+    }
+    return {**versions, "code": _code(), **machine}
 
 
 @cache

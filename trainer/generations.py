@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -119,13 +120,18 @@ def candidate(known: Sequence[Candidate], model: str) -> Candidate:
     raise NotFound(f"there is no model '{model}'; the lake knows {there}")
 
 
+def bundle_of(config: Config, model: Candidate) -> Path:
+    """The folder of a model's bundle. Raises NotFound when it was never frozen."""
+    if not model.bundle:
+        raise NotFound(f"{model.model} was never frozen: there is nothing to load")
+    return config.model_store / model.bundle
+
+
 def predictor_of(config: Config, model: Candidate) -> Predictor:
     """The model, loaded. Raises NotFound when it was never frozen, BundleError when its bundle is gone or altered."""
     from accrual.predictor import Predictor
 
-    if not model.bundle:
-        raise NotFound(f"{model.model} was never frozen: there is nothing to load")
-    return Predictor.load(config.model_store / model.bundle, config)
+    return Predictor.load(bundle_of(config, model), config)
 
 
 def lineage(known: Sequence[Candidate], model: str) -> list[Candidate]:

@@ -14,15 +14,16 @@ each the mean over the windows for which it is defined.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
+from accrual.bundle import read_classes
 from accrual.config import Config
-from accrual.contract import Contract
+from accrual.contract import Contract, load_contract
 from accrual.lake import open_lake
 from trainer.evaluate import Scored, score
-from trainer.generations import Candidate, predictor_of
+from trainer.generations import Candidate, bundle_of, predictor_of
 from trainer.select import LAKE_MEMORY, Window, held_out_rows
 
 
@@ -78,28 +79,41 @@ class Matrix(msgspec.Struct, frozen=True):
         return next((i for i, row in enumerate(self.learned) if row[window]), None)
 
 
-def matrix(config: Config, contract: Contract, models: Iterable[Candidate], windows: Sequence[Window]) -> Matrix:
+def matrix(
+    config: Config,
+    contract: Contract,
+    models: Sequence[Candidate],
+    windows: Sequence[Window],
+    shown: Callable[[Sequence[Candidate]], Iterable[Candidate]],
+) -> Matrix:
     """Score published models on the held-out rows of windows, each as it was when it was sealed.
 
-    Windows without such rows are left out. Raises LakeUnavailable, and BundleError when a bundle is gone or altered.
+    Held out from all of them: where `training.held_out` has changed, the rows of the smallest share. Windows without
+    such rows are left out. `shown` passes the models on. Raises LakeUnavailable, and BundleError when a bundle is gone
+    or altered.
     """
-    names, brier, accuracy, learned = [], [], [], []
-    shown: list[Scored] = []
-    for model in models:
+    folders = [bundle_of(config, model) for model in models]
+    classes = [name for folder in folders for name in read_classes(folder)]
+    contracts = [contract, *(load_contract(folder / "contract.yaml") for folder in folders)]
+    training = msgspec.structs.replace(contract.training, held_out=min(one.training.held_out for one in contracts))
+    contract = msgspec.structs.replace(contract, training=training)
+    brier, accuracy, learned = [], [], []
+    judged: list[Scored] = []
+    for model in shown(models):
         predictor, scored = predictor_of(config, model), []
         for window in windows:
             with open_lake(config, at_snapshot=window.snapshot_id, memory=LAKE_MEMORY) as lake:
-                scored.append(score(predictor, window, held_out_rows(lake, contract, window)))
-        shown = [one for one in scored if len(one.ids)]
+                rows = held_out_rows(lake, contract, window, predictor.contract)
+                scored.append(score(predictor, window, rows, classes))
+        judged = [one for one in scored if len(one.ids)]
         taught = model.published.windows if model.published else model.run.windows if model.run else []
-        names.append(model.model)
-        brier.append([float(one.judged.brier.mean()) for one in shown])
-        accuracy.append([one.judged.accuracy for one in shown])
-        learned.append([one.window.window in taught for one in shown])
+        brier.append([float(one.judged.brier.mean()) for one in judged])
+        accuracy.append([one.judged.accuracy for one in judged])
+        learned.append([one.window.window in taught for one in judged])
     return Matrix(
-        models=names,
-        windows=[one.window.window for one in shown],
-        rows=[len(one.ids) for one in shown],
+        models=[model.model for model in models],
+        windows=[one.window.window for one in judged],
+        rows=[len(one.ids) for one in judged],
         brier=brier,
         accuracy=accuracy,
         learned=learned,

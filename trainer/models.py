@@ -213,12 +213,12 @@ def backtest_(
     contract = _contract(config, stream)
     known = backtest(config, contract, lambda windows: _tracked(windows, "windows"))
     after = afterwards(config, contract, known)
+    (to / "backtest.json").write_bytes(msgspec.json.format(msgspec.json.encode({"models": known, "afterwards": after})))
     with open_lake(config) as lake:
         for one in known:
             if one.trials:
                 page = render(one, known, examine_last_window(config, contract, lake, known, one), None)
                 (to / f"{one.model}.html").write_text(page, encoding="utf-8")
-    (to / "backtest.json").write_bytes(msgspec.json.format(msgspec.json.encode({"models": known, "afterwards": after})))
     _print_list(known, Format.TABLE)
     if after:
         rows = [
@@ -274,7 +274,8 @@ def _matrix(config: Config, lake: Lake, models: Sequence[Candidate]) -> Matrix:
     if not models:
         raise NotFound("no model of this stream is published yet")
     contract = _contract(config, models[0].stream)
-    return matrix(config, contract, _tracked(models, "scoring"), sealed_windows(lake, contract.stream))
+    windows = sealed_windows(lake, contract.stream)
+    return matrix(config, contract, models, windows, lambda models: _tracked(models, "scoring"))
 
 
 def _tracked(several: Sequence[_T], what: str) -> Iterable[_T]:

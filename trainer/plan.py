@@ -108,7 +108,7 @@ def gather(
     """
     stream, triggers = contract.stream, contract.training.triggers
     last = said.last_tried(stream)
-    begin = max((window.to_time for window in windows if window.window <= last), default=windows[0].from_time)
+    begin = max((window.to_time for window in windows if window.window <= last), default=windows[0].to_time)
     drift, drift_of, recalled = 0.0, "", 0
     if triggers.drift is not None:
         asked = {"stream": stream, "metric": triggers.drift.metric, "field": triggers.drift.field}

@@ -138,17 +138,20 @@ def sealed_windows(lake: Lake, stream: str) -> list[Window]:
     return msgspec.convert(found, list[Window])
 
 
-def rows_of(lake: Lake, contract: Contract, window: Window, most: int = MOST_JUDGED) -> Iterator[Row]:
+def rows_of(
+    lake: Lake, contract: Contract, window: Window, most: int = MOST_JUDGED, read_by: Contract | None = None
+) -> Iterator[Row]:
     """The labeled rows of a window, oldest first, read as they are asked for. `lake` is pinned to its snapshot.
 
     Of a window with more than `most` about so many: those that a digest of the id chooses, the same every time.
+    `read_by`: the contract of the model that is to read them, if that is another version: its template makes the texts.
     """
-    return _in_order(lake, contract, window, (None, "held_out"), most)
+    return _in_order(lake, contract, window, (None, "held_out"), most, read_by)
 
 
-def held_out_rows(lake: Lake, contract: Contract, window: Window) -> Iterator[Row]:
+def held_out_rows(lake: Lake, contract: Contract, window: Window, read_by: Contract | None = None) -> Iterator[Row]:
     """Those of `rows_of` that no generation learns from."""
-    return _in_order(lake, contract, window, ("held_out",), MOST_JUDGED)
+    return _in_order(lake, contract, window, ("held_out",), MOST_JUDGED, read_by)
 
 
 def select(lake: Lake, contract: Contract, new: Sequence[Window], seed: int) -> Selection:
@@ -191,7 +194,12 @@ def select(lake: Lake, contract: Contract, new: Sequence[Window], seed: int) -> 
 
 
 def _in_order(
-    lake: Lake, contract: Contract, window: Window, wanted: Collection[str | None], most: int
+    lake: Lake,
+    contract: Contract,
+    window: Window,
+    wanted: Collection[str | None],
+    most: int,
+    read_by: Contract | None,
 ) -> Iterator[Row]:
     """The rows of a window that are excluded for one of these reasons, None being none; oldest first."""
     span: dict[str, Any] = {"since": window.from_time, "until": window.to_time}
@@ -199,7 +207,8 @@ def _in_order(
     if window.trainable > most:
         drawn, span["judged"] = _JUDGED, _digits_below(most / window.trainable)
     ask = f"select * exclude (said), 0.0 as of_label from labeled where {drawn} order by predicted_at, prediction_id"
-    return (found.row for found in _found(lake, contract, ask, _IN_WINDOWS, span) if found.excluded in wanted)
+    rows = _found(lake, contract, ask, _IN_WINDOWS, span, read_by)
+    return (found.row for found in rows if found.excluded in wanted)
 
 
 def _fresh(lake: Lake, contract: Contract, windows: Sequence[Window], reached: datetime | None) -> Iterator[Found]:
@@ -245,13 +254,15 @@ def _natural_of(contract: Contract, older: Sequence[Found]) -> Mapping[str, floa
     return {label: share * len(older) for label, share in shares.items()}
 
 
-def _found(lake: Lake, contract: Contract, ask: str, when: str, span: Mapping[str, Any]) -> Iterator[Found]:
+def _found(
+    lake: Lake, contract: Contract, ask: str, when: str, span: Mapping[str, Any], read_by: Contract | None = None
+) -> Iterator[Found]:
     labeled = _LABELED.format(when=when, held_out=_HELD_OUT)
     held_out = _digits_below(contract.training.held_out)
     asked = {"stream": contract.stream, "horizon_us": contract.horizon_us, "held_out": held_out, **span}
     with lake.with_tables({"erased_ids": _erased_ids(lake, contract, when, span)}):
         for batch in lake.batches(labeled + ask, asked):
-            yield from (_read(contract, found) for found in batch.to_pylist())
+            yield from (_read(contract, found, read_by) for found in batch.to_pylist())
 
 
 def _erased_ids(lake: Lake, contract: Contract, when: str, span: Mapping[str, Any]) -> pa.Table:
@@ -264,13 +275,16 @@ def _erased_ids(lake: Lake, contract: Contract, when: str, span: Mapping[str, An
     return pa.table({"prediction_id": pa.array(found, pa.string())})
 
 
-def _read(contract: Contract, found: Mapping[str, Any]) -> Found:
-    inputs = contract.decode_inputs(found["inputs"].encode())
+def _read(contract: Contract, found: Mapping[str, Any], read_by: Contract | None) -> Found:
+    raw = found["inputs"].encode()
+    inputs = contract.decode_inputs(raw)
     weight = control_weight(contract.training.control, inputs)
-    text, slices = contract.render(inputs), contract.slices_of(inputs)
-    row = Row(found["prediction_id"], text, found["label"], found["revision"], weight, slices)
-    outside = not contract.output.accepts(row.label)
-    excluded = found["excluded"] or ("outside" if outside else "exposed" if weight == 0 else None)
+    text = contract.render(inputs) if read_by is None else read_by.render_recorded(raw)
+    row = Row(found["prediction_id"], text, found["label"], found["revision"], weight, contract.slices_of(inputs))
+    excluded = found["excluded"]
+    if excluded in (None, "held_out"):  # what is held out judges, so it must be a row that counts
+        outside = not contract.output.accepts(row.label)
+        excluded = "outside" if outside else "exposed" if weight == 0 else excluded
     return Found(row, found["predicted_at"], found["delay_us"], found["margin"], excluded, found["of_label"])
 
 

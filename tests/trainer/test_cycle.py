@@ -347,9 +347,11 @@ def test_a_bundle_that_was_being_written_when_the_trainer_died_is_none(world: Wo
     world.finish()
     [run] = world.said()[0]
     store = world.config.model_store
-    assert find_frozen(store, run.run_id) == run.digest
+    rows = read_manifest(store / str(run.digest)).rows_digest
+    assert find_frozen(store, run.run_id, rows) == run.digest
+    assert find_frozen(store, run.run_id, "of other rows") is None, "some were erased since"
     (store / str(run.digest)).rename(store / ".draft-1")
-    assert find_frozen(store, run.run_id) is None
+    assert find_frozen(store, run.run_id, rows) is None
 
 
 def test_the_gate_is_asked_about_what_both_models_said_of_each_row(

@@ -288,9 +288,9 @@ def test_what_is_a_label_is_for_the_contract_to_say(
     contract = load_contract(Path(__file__).parents[2] / "schemas" / "contracts" / f"{stream}.yaml")
     row = {"prediction_id": "p", "revision": 1, "inputs": encode(inputs).decode(), "predicted_at": START}
     row |= {"delay_us": 0, "margin": 1.0, "excluded": None, "of_label": 0.0}
-    assert _read(contract, row | {"label": label}).excluded is None
+    assert _read(contract, row | {"label": label}, None).excluded is None
     if outside is not None:
-        assert _read(contract, row | {"label": outside}).excluded == "outside"
+        assert _read(contract, row | {"label": outside}, None).excluded == "outside"
 
 
 def test_the_same_rows_are_chosen_however_many_are_read_at_once(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
