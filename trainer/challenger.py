@@ -86,7 +86,7 @@ def make_challenger(
         weights=[row.weight for row in selection.learn],
         classes=before.classes,
         seed=manifest.seed,
-        start=_start(contract, manifest.base, champion, selection),
+        start=start_of(contract, manifest.base, champion, selection),
         checkpoint=checkpoint,
         sharded=sharded,
     )
@@ -210,7 +210,7 @@ def _load(recipe: Recipe, quantize: Literal["4bit", "8bit"] | None = None) -> En
     return Encoder.load(folder, training.max_tokens, quantize=quantize, pair=recipe.pair)
 
 
-def _start(contract: Contract, base: str, champion: Champion, selection: Selection) -> Start | None:
+def start_of(contract: Contract, base: str, champion: Champion, selection: Selection) -> Start | None:
     """What a warm start goes on from; None where the contract wants none, or generation 0 has nothing to give.
 
     The champion speaks of the natural shares, the selection may have others: its shift is taken off, to be added again

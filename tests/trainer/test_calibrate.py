@@ -3,7 +3,7 @@
 import math
 import subprocess
 import sys
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from accrual import scores
 from accrual.calibrator import Calibrator, Sigmoid, Steps, uncurved
+from accrual.generator import Generator
 from trainer.calibrate import FEWEST_ROWS, calibrate, loss_per_row
+from trainer.calibrate_text import calibrate_text
 
 METHODS = ["temperature", "platt", "beta", "isotonic"]
 
@@ -134,6 +136,11 @@ def test_curves_are_chosen_only_where_each_class_has_rows() -> None:
     assert calibrate(logits, truth).method == "platt"
     spread = np.column_stack([logits, chance.normal(-9, 0.1, (300, 38))]).astype(np.float32)
     assert calibrate(spread, truth).method == "temperature"
+
+
+def test_a_generator_without_rows_to_calibrate_on_keeps_the_champions_temperature() -> None:
+    champion = Calibrator(temperature=1.25, rows=40)
+    assert calibrate_text(cast(Generator, None), [], "auto", champion, []) == champion
 
 
 def test_without_calibration_logits_are_taken_as_they_are() -> None:

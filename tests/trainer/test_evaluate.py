@@ -110,8 +110,10 @@ def test_an_entry_says_of_each_slice_what_its_rows_say_and_comes_back_from_the_w
 
 
 def test_a_field_of_many_values_makes_no_endless_entry() -> None:
-    entry = scored("loans@1", 2, rows=1000, slices=1000).entry("run", "champion", AT)
+    part = scored("loans@1", 2, rows=1000, slices=1000)
+    entry = part.entry("run", "champion", AT)
     assert len(entry.slices) == MOST_SLICES
+    assert len(by_slice([part], gains_of([part], [part]))) == 1002, "and the gate guards all"
     assert {"term=0", "term=1"} <= {s.name for s in entry.slices}, "the largest"
 
 

@@ -190,18 +190,19 @@ def test_a_window_with_one_label_is_a_recorded_failure_and_the_loop_goes_on(worl
     assert [g.version for g in world.said()[2]] == [0]
 
 
+@pytest.mark.parametrize("kind", [ValueError, KeyError])
 def test_what_nobody_foresaw_in_a_training_is_a_recorded_failure(
-    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    kind: type[Exception], world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def no_such_base(*_: object, **__: object) -> None:
-        raise ValueError("Target modules are not supported")
+        raise kind("Target modules are not supported")
 
     monkeypatch.setattr("trainer.challenger.fine_tune", no_such_base)
     world.seal()
     world.finish()
     [run] = world.said()[0]
     assert (run.state, run.digest) == ("failed", None)
-    assert run.reason.startswith("ValueError: Target modules are not supported")
+    assert run.reason.startswith(f"{kind.__name__}: ") and "Target modules are not supported" in run.reason
     assert any(record.exc_info for record in caplog.records), "where it was is in the log"
     monkeypatch.undo()
     world.seal()
@@ -232,10 +233,39 @@ def test_what_nobody_foresaw_in_one_stream_holds_up_no_other(
     assert states(world) == [(1, "trained")], "tried again"
 
 
-@pytest.mark.parametrize(
-    "to",
-    ["teach", "judge"],
-)
+def test_a_disk_that_is_too_small_for_one_stream_holds_up_no_other(
+    world: World, keep_training: Keep, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    other, make = another_stream(world), cycle.make_challenger
+
+    def full(*_: object) -> str:
+        raise StoreUnavailable("the disk is full")
+
+    world.seal()
+    monkeypatch.setattr(cycle, "make_challenger", full)
+    keep_training(lambda: monkeypatch.setattr(cycle, "make_challenger", make), streams=(STREAM, other))
+    assert [g.model for g in world.said()[2]] == ["desk@0", "other@0"]
+    assert any("desk waits: the disk is full" in record.getMessage() for record in caplog.records)
+    assert states(world) == [(1, "trained")], "tried again"
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable, KeyError])
+def test_an_error_of_one_process_of_several_ends_it_since_the_others_are_in_the_middle_of_the_training(
+    error: type[Exception], world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> str:
+        raise error("of this one")
+
+    world.seal()
+    monkeypatch.setattr(cycle, "make_challenger", broken)
+    monkeypatch.setattr(cycle, "Ranks", lambda: SimpleNamespace(world=2, rank=0))
+    with pytest.raises(SystemExit) as ended:
+        loop.keep_training(world.config, world.contracts, (STREAM,), once=True)
+    assert ended.value.code == 1
+    assert states(world) == []
+
+
+@pytest.mark.parametrize("to", ["teach", "judge"])
 def test_a_window_whose_rows_are_all_in_quarantine_teaches_and_judges_nothing(world: World, to: str) -> None:
     """It has rows by its own count, so it is not passed over."""
     if to == "judge":

@@ -252,6 +252,14 @@ def test_texts_have_the_same_few_bytes_of_tokens_however_many_are_read_at_once(m
     assert encoder.tokenize([]) == []
 
 
+def test_an_encoder_whose_tokenizer_has_no_padding_pads_under_the_mask() -> None:
+    """As those of GPT-2, Llama and Mistral are published."""
+    encoder, texts = Encoder.load(base_folder("minilm"), 32), ["short", "a text that is much longer than the other"]
+    expected = encoder.embed(texts)
+    encoder.tokenizer.pad_token = None
+    assert encoder.embed(texts) == pytest.approx(expected, abs=1e-6)
+
+
 def champion(folder: Path, training: Training = FEW) -> tuple[Start, Tuned]:
     """A model whose adapter lies in a folder, as in a bundle."""
     tuned = tune(training)

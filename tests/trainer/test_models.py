@@ -100,6 +100,13 @@ def test_a_ledger_is_told_from_list_to_page_and_a_generation_is_made_again(
     assert (made["models"], made["learned"]) == (["desk@0", "desk@1"], [[False, False], [True, False]])
     assert made["gain"] > 0 and made["backward_transfer"] is None
 
+    again = tmp_path / "again.json"
+    contract = Path(judged.config.contracts) / "desk.yaml"
+    contract.write_text(contract.read_text().replace("held_out: 0.12,", "held_out: 0.6,"))
+    run("matrix", "--stream", STREAM, "--json", str(again))
+    assert json.loads(again.read_text()) == made, "rows held out from now on are not those held out then"
+    contract.write_text(contract.read_text().replace("held_out: 0.6,", "held_out: 0.12,"))
+
     page = tmp_path / "page.html"
     run("report", "desk@1", "--to", str(page))
     html = page.read_text()

@@ -122,7 +122,7 @@ def test_what_is_new_since_the_last_run_is_counted_and_what_the_champion_has_not
     plan, facts = planned(books, told(), contract)
     assert (plan.step, numbers(plan)) == ("train", [1, 2, 3])
     assert facts is not None
-    assert (facts.rows, facts.passed) == (30, timedelta(hours=3))
+    assert (facts.rows, facts.passed) == (30, timedelta(hours=2))
 
     lost = told(run(1, [1, 2], "rejected"), champion=generation(0, []))
     plan, facts = planned(books, lost, contract)
@@ -131,6 +131,18 @@ def test_what_is_new_since_the_last_run_is_counted_and_what_the_champion_has_not
     assert (plan.step, plan.reason) == ("wait", "not yet: rows: 10 of 20; time: 1h of 1.5h")
     plan, _ = planned(books, lost, books.contract())
     assert (plan.step, numbers(plan), plan.reason) == ("train", [1, 2, 3], "a new sealed window")
+
+
+def test_time_passes_from_the_end_of_the_first_window_which_begins_before_all_that_was(tmp_path: Path) -> None:
+    books = Books(tmp_path)
+    books._from = datetime(1990, 1, 1, tzinfo=UTC)
+    contract = books.contract("triggers: {every: 2h}")
+    for k, passed in enumerate((0, 1, 2)):
+        books.add(*({"id": f"p-{n:03d}", "at": n / 10, "label": "good"} for n in range(10 * k, 10 * k + 10)))
+        books.seal(k + 1)
+        plan, facts = planned(books, told(), contract)
+        assert facts is not None and facts.passed == timedelta(hours=passed)
+        assert plan.step == ("train" if passed == 2 else "wait"), plan.reason
 
 
 def test_a_window_that_was_tried_is_not_tried_again_unless_a_person_asks(books: Books) -> None:

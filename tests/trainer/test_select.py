@@ -7,6 +7,7 @@ from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 
+import msgspec
 import pyarrow.parquet as pq
 import pytest
 
@@ -18,7 +19,7 @@ from accrual.events import encode
 from accrual.lake import open_lake, open_lake_for_writing
 from tests.trainer.books import START, STREAM, Books
 from trainer.freeze import write_rows
-from trainer.select import Selection, _read, rows_of, sealed_windows, select
+from trainer.select import Selection, _read, held_out_rows, rows_of, sealed_windows, select
 from trainer.weigh import weight_by_label
 
 
@@ -113,6 +114,25 @@ def test_what_was_left_out_is_counted_by_reason(books: Books) -> None:
     only = chosen(books, books.contract("control: {holdout: held_out, weight: 0}"))
     assert [row["prediction_id"] for row in only.rows.to_pylist()] == ["kept"]
     assert only.counts["exposed"] == 19
+
+
+def test_held_out_rows_judge_only_if_they_count(books: Books) -> None:
+    """Those of which the contract says that they count nothing, and labels that no model knows, judge nothing."""
+    books.add(
+        *simple(40, inputs={"held_out": False}),
+        {"id": "kept", "at": 3.95, "label": "bad", "inputs": {"held_out": True}},
+        {"id": "odd", "at": 3.96, "label": "ugly", "inputs": {"held_out": True}},
+    )
+    books.seal(4)
+    contract = books.contract("control: {holdout: held_out, weight: 0}")
+    training = msgspec.structs.replace(contract.training, held_out=0.999)
+    contract = msgspec.structs.replace(contract, training=training)
+    with open_lake(books.config) as lake:
+        [window] = sealed_windows(lake, STREAM)
+        assert [row.prediction_id for row in rows_of(lake, contract, window)] == ["kept"]
+        assert [row.prediction_id for row in held_out_rows(lake, contract, window)] == ["kept"]
+        counts = select(lake, contract, [window], 1).counts
+    assert (counts["exposed"], counts["outside"], counts["held_out"]) == (40, 1, 1)
 
 
 def test_rows_of_one_text_and_label_are_one_that_counts_as_many(books: Books) -> None:
@@ -239,6 +259,7 @@ def test_a_sample_of_the_weighted_is_drawn_at_random(young: Books) -> None:
         ("control: {holdout: held_out, propensity: acted_on}", "'acted_on' is not an input of `type: number`"),
         ("control: {exposure: acted_on, propensity: chance}", "name `holdout` too"),
         ("control: {exposure: acted_on, weight: 2}", "0 to 1"),
+        ("start: champion, cohort: observed", "a champion has learned from young rows"),
         ("prefer: uncertain, cohort: ipw", "its weights need a sample drawn at random"),
         ("cohort: naive", "Invalid enum value"),
         ("balance: yes please", "Invalid enum value"),

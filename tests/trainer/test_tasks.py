@@ -227,6 +227,8 @@ def test_a_person_sees_what_changed(task: str, request: pytest.FixtureRequest) -
     assert examined.rows == len(made.rows)
     assert {s.kind for s in examined.slices} >= {"label", "texts like"}
     assert all(0 <= row.of_label <= 1 and (row.said or task == "emotions") for row in examined.worst)
+    same = [msgspec.structs.replace(row, label=made.rows[0].label) for row in made.rows[:50]]
+    assert examine(made.one, made.zero, same, made.inputs[:50], seed=1).rows == 50, "with one label, too"
     assert examined.worst[0].text in {
         row.text if isinstance(row.text, str) else " | ".join(row.text) for row in made.rows
     }
