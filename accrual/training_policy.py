@@ -50,7 +50,8 @@ class Triggers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What sets off a run, any of it: `rows`, `every`, `drift`, `decline`, `recalled`. None of them: every new window.
 
     `rows`: so many rows to learn from in new windows. `every`: so much event time since the last run's window.
-    `recalled`: so many rows that the champion learned from were relabeled, erased or put in quarantine since.
+    `recalled`: so many rows of the windows that the champion learned from were relabeled, erased or put in quarantine
+    since.
 
     `cooldown`, `runs_per_day` and `least_gain` hold a run back whatever set it off. `least_gain`: the Brier score that
     a second of training must be expected to save, over as many rows as came since the last run.

@@ -5,7 +5,7 @@
                                gate: promote, reject or wait; publish
     otherwise, if it is time   select rows, fine-tune, keep the base's abilities, calibrate on later rows, freeze
 
-so that every challenger is frozen before the window that judges it, and is judged only on rows that neither it nor its
+so that every challenger is frozen before it is judged, and is judged only on rows that neither it nor its
 champion has learned from. Each step ends in the ledger; a trainer that is killed anywhere starts again with the step
 that is not there yet, and finds the bundle of one that was frozen and not yet said.
 """

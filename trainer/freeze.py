@@ -1,6 +1,6 @@
 """Freeze: what was trained becomes a bundle in the model store, and never changes again.
 
-A challenger is frozen before the rows that judge it are sealed. Generation 0 is made here too: all it knows is the
+A challenger is frozen before it is judged. Generation 0 is made here too: all it knows is the
 contract.
 """
 

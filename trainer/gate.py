@@ -1,6 +1,6 @@
 """The gate: does the challenger earn its place? Pure: numbers in, a verdict out.
 
-Challenger and champion, both frozen before the judged rows were sealed, score the same rows. Let g be the champion's
+Challenger and champion, both frozen before they were judged, score the same rows. Let g be the champion's
 Brier score of a row less the challenger's, and e what g is expected to be, given all rows before and what both models
 say of the window's. The claim to refute is "the challenger is no better": in no window is the mean of e above 0. A
 gambler who stakes a share b of the wealth on every row ends with the product of (1 + b g). Divided by that of

@@ -28,7 +28,7 @@ class Facts(msgspec.Struct, frozen=True):
     `rows` there are to learn from in windows that no run was given; `passed`: event time from the last run's newest
     window to the newest one. `drift`: the largest of the metric that the contract names, and of what. `brier_rise` and
     `ece_rise`: how much worse the champion is on the newest window than it was when it was promoted, None where that is
-    not known. `recalled`: rows that it learned from, relabeled, erased or put in quarantine since.
+    not known. `recalled`: rows of the windows that it learned from, relabeled, erased or put in quarantine since.
     """
 
     rows: int
