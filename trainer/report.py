@@ -24,7 +24,8 @@ def render(model: Candidate, line: Sequence[Candidate], examined: Examination | 
 <p>{marked(model.state, _KINDS.get(model.state, ""))}: {escape(reason)}</p>
 {_tiles(model)}
 <h2>How it was judged</h2>
-<p>Frozen before it was judged on these windows, of which no row had a part in it; beside the champion of the time and generation 0, on the same rows.</p>
+<p>Frozen before it was judged on these windows, of which no row had a part in it; beside the champion of the time and
+generation 0, on the same rows.</p>
 {_trials(model.trials)}
 <h2>All generations</h2>
 <div class="charts">{_curve(line, "brier", "Brier score on the windows that judged (lower is better)")}
