@@ -36,6 +36,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import pyarrow.csv
 import torch
@@ -230,19 +231,8 @@ def _ours(rows: Rows, seed: int) -> Callable[[], Logits]:
 
 def _ours_in_bf16(rows: Rows, seed: int) -> Callable[[], Logits]:
     encoder, labels = _load(), [rows.classes[i] for i in rows.truth]
-    pooled = encoder.pooled
-
-    def in_bf16(tokens: Sequence[Sequence[int]]) -> torch.Tensor:
-        with torch.autocast(DEVICE.type, torch.bfloat16):
-            return pooled(tokens).float()
-
-    def train() -> Logits:
-        encoder.pooled = in_bf16  # type: ignore[method-assign]
-        tuned = fine_tune(encoder, rows.texts, labels, rows.classes, TRAINING, seed)
-        encoder.pooled = pooled  # type: ignore[method-assign]
-        return tuned.logits
-
-    return train
+    in_bf16 = msgspec.structs.replace(TRAINING, precision="bf16")
+    return lambda: fine_tune(encoder, rows.texts, labels, rows.classes, in_bf16, seed).logits
 
 
 def _ours_compiled(rows: Rows, seed: int) -> Callable[[], Logits]:

@@ -23,6 +23,7 @@ from accrual.errors import StoreUnavailable, TrainingFailed
 from accrual.generator import Generator
 from accrual.layers import layers_of, watching
 from trainer.memory import Budget
+from trainer.precision import Precision, computing_in
 from trainer.ranks import Ranks
 
 log = logging.getLogger(__name__)
@@ -121,6 +122,7 @@ def frozen_states(
     first: int,
     forward: Callable[[list[int]], None],
     in_step: bool = False,
+    precision: Precision = "fp32",
 ) -> States:
     """For each text of so many tokens the states that enter layer `first`, if it is among `mine`.
 
@@ -134,7 +136,7 @@ def frozen_states(
     if in_step:
         again = groups[0] if groups else [0]
         groups += [again] * (Ranks().most(len(groups)) - len(groups))
-    with torch.no_grad(), watching(model, first) as seen:
+    with torch.no_grad(), computing_in(precision, model.device), watching(model, first) as seen:
 
         def compute(texts: list[int]) -> None:
             forward(texts)

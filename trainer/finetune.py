@@ -37,7 +37,7 @@ from trainer.adapter import States, frozen_states
 from trainer.checkpoint import checkpoint_of
 from trainer.learner import Classifier, Rows, counts_of, texts_of, watched_of
 from trainer.loop import Loop
-from trainer.precision import Precision
+from trainer.precision import Precision, of_frozen
 from trainer.prepare import prepare
 from trainer.probe import probe
 from trainer.ranks import Ranks
@@ -108,7 +108,7 @@ def fine_tune(
     truth = truth.float() if output.each else truth
     counts = counts_of(weights, len(labels)).to(encoder.device)
     tokens = encoder.tokenize(flattened(texts))
-    states, vectors = _frozen(encoder, tokens, ready.first, sharded)
+    states, vectors = _frozen(encoder, tokens, ready.first, sharded, of_frozen(training.precision))
     watched = watched_of(len(labels), training)
     learned = slice(0, len(labels) - watched)
     blank = _blank(encoder, len(known), start if ready.warm else None)
@@ -128,7 +128,7 @@ def fine_tune(
 
 
 def _frozen(
-    encoder: Encoder, tokens: Sequence[Sequence[int]], first: int, sharded: bool
+    encoder: Encoder, tokens: Sequence[Sequence[int]], first: int, sharded: bool, precision: Precision
 ) -> tuple[States, torch.Tensor]:
     """For each text of this rank the states that enter layer `first`, and for all rows their vectors by now."""
     each, ranks = encoder.texts_a_row, Ranks()
@@ -136,9 +136,9 @@ def _frozen(
     vectors = torch.zeros(len(tokens), encoder.model.config.hidden_size, device=encoder.device)
 
     def forward(texts: list[int]) -> None:
-        vectors[texts] = encoder.pooled([tokens[text] for text in texts])
+        vectors[texts] = encoder.pooled([tokens[text] for text in texts]).float()
 
-    states = frozen_states(encoder.model, [len(text) for text in tokens], mine, first, forward, sharded)
+    states = frozen_states(encoder.model, [len(text) for text in tokens], mine, first, forward, sharded, precision)
     others = torch.ones(len(tokens), dtype=torch.bool)
     others[mine] = False
     vectors[others.to(encoder.device)] = 0.0  # some were computed to keep in step

@@ -17,7 +17,7 @@ from trainer.adapter import frozen_states
 from trainer.checkpoint import checkpoint_of
 from trainer.learner import Writer, counts_of, watched_of
 from trainer.loop import Loop
-from trainer.precision import Precision
+from trainer.precision import Precision, of_frozen
 from trainer.prepare import prepare
 from trainer.ranks import Ranks
 
@@ -60,7 +60,8 @@ def fine_tune_text(
     def forward(some: list[int]) -> None:
         generator.states_before([rows[row] for row in some])
 
-    states = frozen_states(generator.model, lengths, mine, ready.first, forward, sharded)
+    precision = of_frozen(training.precision)
+    states = frozen_states(generator.model, lengths, mine, ready.first, forward, sharded, precision)
     counts, watched = counts_of(weights, len(rows)).to(generator.device), watched_of(len(rows), training)
     with starting_at(generator.model, ready.first, training.gradient_checkpointing) as begin:
         learner = ready.beside(Writer(generator, rows, states, counts, begin, watched), begin)

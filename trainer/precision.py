@@ -42,6 +42,11 @@ def choose(wanted: Literal["auto", "fp32", "bf16"], device: torch.device, loss_o
     return "bf16" if votes.item() == ranks.world else "fp32"
 
 
+def of_frozen(wanted: Literal["auto", "fp32", "bf16"]) -> Precision:
+    """In which the layers below the adapter are computed, before anything can be tried."""
+    return "bf16" if wanted == "bf16" else "fp32"
+
+
 def computing_in(precision: Precision, device: torch.device) -> torch.autocast:
     """A context in which matrix products are computed in this format."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

@@ -252,6 +252,22 @@ def test_texts_have_the_same_few_bytes_of_tokens_however_many_are_read_at_once(m
     assert encoder.tokenize([]) == []
 
 
+def test_a_contract_that_says_bf16_has_the_frozen_layers_in_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    pooled = Encoder.pooled
+
+    def watched(encoder: Encoder, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return pooled(encoder, tokens)
+
+    monkeypatch.setattr(Encoder, "pooled", watched)
+    for precision in ("fp32", "bf16"):
+        tuned = tune(changed(precision=precision, epochs=1))
+        assert tuned.precision == precision
+        assert len(seen) > 2 and set(seen) == {precision == "bf16"}
+        seen.clear()
+
+
 def test_an_encoder_whose_tokenizer_has_no_padding_pads_under_the_mask() -> None:
     """As those of GPT-2, Llama and Mistral are published."""
     encoder, texts = Encoder.load(base_folder("minilm"), 32), ["short", "a text that is much longer than the other"]
