@@ -21,8 +21,9 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -35,6 +36,7 @@ from accrual.signing import load_public_key
 
 VERSION = 1
 MANIFEST = "manifest.json"
+_ABANDONED_S = 86_400.0
 SIGNATURE = "manifest.sig"
 ROWS = "rows.parquet"
 _PROBE_BYTES = 1 << 20
@@ -105,6 +107,10 @@ def drafted(store: Path) -> Iterator[Path]:
     """
     try:
         store.mkdir(parents=True, exist_ok=True)
+        for left in store.glob(".draft-*"):  # by processes that were killed
+            with suppress(FileNotFoundError):  # another one cleans up, too
+                if time.time() - left.stat().st_mtime > _ABANDONED_S:
+                    shutil.rmtree(left, ignore_errors=True)
         folder = Path(tempfile.mkdtemp(prefix=".draft-", dir=store))
     except OSError as exc:
         raise StoreUnavailable(f"the model store {store} cannot be written: {exc.strerror}") from exc

@@ -1,5 +1,7 @@
 """Bundles: what was sealed verifies; whatever is altered, added or taken away does not, and is named."""
 
+import os
+import time
 from pathlib import Path
 
 import msgspec
@@ -75,6 +77,17 @@ def test_the_same_content_has_the_same_digest(bundle: Path, key: Ed25519PrivateK
         (draft / "tokenizer" / "vocab.txt").write_text("a\nb\n")
         (draft / "labels.json").write_text('["a", "b"]')
         assert seal_bundle(draft, FACTS, key) == bundle.name
+
+
+def test_what_a_killed_process_left_is_cleared_after_a_day(bundle: Path) -> None:
+    store = bundle.parent
+    for name, age in ((".draft-old", 90_000), (".draft-young", 10)):
+        (store / name).mkdir()
+        (store / name / "weights").write_text("half")
+        os.utime(store / name, (time.time() - age,) * 2)
+    with drafted(store):
+        assert {folder.name for folder in store.iterdir()} > {bundle.name, ".draft-young"}
+        assert not (store / ".draft-old").exists()
 
 
 def test_an_altered_file_is_named(bundle: Path, public: Path) -> None:

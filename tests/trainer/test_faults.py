@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
@@ -332,6 +335,29 @@ def test_a_clock_that_goes_back_changes_nothing_but_the_times_that_are_said(
     assert [(run.version, run.state) for run in runs] == [(1, "trained"), (1, "promoted"), (2, "trained")]
     assert [g.version for g in generations] == [0, 1]
     assert world.trainer().next_step(STREAM) is False, "read anew it is the same: a challenger waits"
+
+
+@pytest.mark.slow
+def test_a_training_that_is_cancelled_leaves_nothing_and_the_next_start_takes_it_up(world: World) -> None:
+    path = Path(world.config.contracts) / "desk.yaml"
+    path.write_text(path.read_text().replace("epochs: 1,", "epochs: 400, checkpoint_steps: 1,"))
+    world.seal()
+    environment = {**os.environ, **world.config.environment(), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "trainer", "--once", "--stream", STREAM]
+    checkpoints = world.config.state_dir / "checkpoints"
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not list(checkpoints.rglob("*.safetensors")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.terminate()
+        process.communicate(timeout=30)
+    assert process.returncode == 0, "it was asked to"
+    runs, evaluations, generations = world.said()
+    assert (runs, evaluations, [g.version for g in generations]) == ([], [], [0])
+    assert [read_manifest(folder).model for folder in world.config.model_store.iterdir()] == ["desk@0"]
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True)
+    assert "goes on from a checkpoint" in again.stderr
+    assert states(world) == [(1, "trained")]
 
 
 @pytest.fixture
