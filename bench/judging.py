@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from accrual import scores
 from accrual.calibrator import Method
-from accrual.contract import CENSORED, Contract, Lora, load_contract
+from accrual.contract import CENSORED, Contract, load_contract
 from accrual.encoder import Encoder, base_folder
+from accrual.training_policy import Lora
 from examples import credit_risk, support_intents
 from trainer.calibrate import calibrate
 from trainer.finetune import Tuned, fine_tune

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from accrual.contract import Lora
 from accrual.encoder import Encoder, batch_tokens, batches
 from accrual.errors import StoreUnavailable, TrainingFailed
 from accrual.generator import Generator
 from accrual.layers import layers_of, watching
+from accrual.training_policy import Lora
 from trainer.memory import Budget
 from trainer.precision import Precision, computing_in
 from trainer.ranks import Ranks

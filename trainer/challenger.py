@@ -12,13 +12,14 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from accrual.bundle import Manifest
-from accrual.contract import Contract, Pair, Text, Training, shown
+from accrual.contract import Contract, Pair, Text, shown
 from accrual.encoder import Encoder, base_digest, base_folder
 from accrual.errors import TrainingFailed
 from accrual.generator import Generator
 from accrual.output import Output
 from accrual.predictor import Predictor
 from accrual.scores import truth_of
+from accrual.training_policy import Training
 from trainer.calibrate import calibrate
 from trainer.calibrate_text import calibrate_text
 from trainer.finetune import Start, Tuned, fine_tune

@@ -27,12 +27,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from accrual.contract import Text, Training, flattened
+from accrual.contract import Text, flattened
 from accrual.encoder import Encoder
 from accrual.errors import TrainingFailed
 from accrual.layers import starting_at
 from accrual.output import Output
 from accrual.scores import truth_of
+from accrual.training_policy import Training
 from trainer.adapter import States, frozen_states
 from trainer.checkpoint import checkpoint_of
 from trainer.learner import Classifier, Rows, counts_of, texts_of, watched_of

@@ -17,11 +17,12 @@ import torch
 from numpy.typing import NDArray
 
 from accrual import reward
-from accrual.contract import Text, Training
+from accrual.contract import Text
 from accrual.errors import TrainingFailed
 from accrual.generator import Generator
 from accrual.layers import starting_at
 from accrual.scores import indices_of
+from accrual.training_policy import Training
 from trainer.adapter import frozen_states
 from trainer.checkpoint import checkpoint_of
 from trainer.learner import Critic, counts_of, texts_of, watched_of

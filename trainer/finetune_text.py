@@ -9,10 +9,10 @@ from typing import Literal
 
 import torch
 
-from accrual.contract import Training
 from accrual.errors import TrainingFailed
 from accrual.generator import Generator
 from accrual.layers import starting_at
+from accrual.training_policy import Training
 from trainer.adapter import frozen_states
 from trainer.checkpoint import checkpoint_of
 from trainer.learner import Writer, counts_of, watched_of

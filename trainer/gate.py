@@ -39,7 +39,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from accrual.contract import Gate, Slices
+from accrual.training_policy import Gate, Slices
 
 # Shares of the wealth staked on each row, or less where a row could then lose more than `_AT_RISK` of it. With steps of
 # two, one of them is near enough to the best, and seven of them cost at most a factor of seven.

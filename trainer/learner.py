@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from accrual.contract import Training
 from accrual.encoder import Encoder
 from accrual.errors import TrainingFailed
 from accrual.generator import Generator, Written
 from accrual.layers import Entering
 from accrual.reward import SIGNS
+from accrual.training_policy import Training
 from trainer.adapter import States
 from trainer.precision import Precision, computing_in
 from trainer.probe import weighted_loss

@@ -16,9 +16,9 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from accrual.contract import Training
 from accrual.encoder import batches
 from accrual.errors import TrainingFailed
+from accrual.training_policy import Training
 from trainer.checkpoint import Checkpoint
 from trainer.learner import Learner
 from trainer.memory import Budget

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import torch
 
-from accrual.contract import Training
 from accrual.encoder import Encoder
 from accrual.generator import Generator
 from accrual.layers import Entering
+from accrual.training_policy import Training
 from trainer.adapter import adapt, take_over
 from trainer.distill import Distilled, General
 from trainer.learner import Learner

@@ -31,11 +31,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from accrual.contract import Training
 from accrual.encoder import Encoder
 from accrual.errors import ContractError
 from accrual.generator import Generator
 from accrual.output import WRITES, Task
+from accrual.training_policy import Training
 
 log = logging.getLogger(__name__)
 

@@ -18,11 +18,12 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from accrual.contract import Contract, Lora
+from accrual.contract import Contract
 from accrual.encoder import Encoder
 from accrual.errors import ConfigError
 from accrual.generator import Generator
 from accrual.layers import layers_of
+from accrual.training_policy import Lora
 from trainer.adapter import adapt
 from trainer.ranks import Ranks
 

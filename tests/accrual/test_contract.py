@@ -8,8 +8,9 @@ import msgspec
 import pytest
 import yaml
 
-from accrual.contract import Contract, Gate, Slices, load_contract, load_contracts, parse_duration
+from accrual.contract import Contract, load_contract, load_contracts, parse_duration
 from accrual.errors import ContractError, Rejected
+from accrual.training_policy import Gate, Slices
 
 SHIPPED = Path(__file__).parents[2] / "schemas" / "contracts"
 

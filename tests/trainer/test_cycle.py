@@ -18,12 +18,13 @@ import pytest
 from safetensors.numpy import load_file
 
 from accrual.bundle import ROWS, read_manifest, verify_bundle
-from accrual.contract import Retention, Slices, load_contracts
+from accrual.contract import load_contracts
 from accrual.errors import ContractError
 from accrual.lake import open_lake, open_lake_for_writing
 from accrual.lake_tables import TABLES
 from accrual.ledger import Evaluation, Run
 from accrual.predictor import Predictor
+from accrual.training_policy import Retention, Slices
 from tests.trainer.world import START, STREAM, World
 from trainer import challenger, cycle
 from trainer.backtest import apart, backtest

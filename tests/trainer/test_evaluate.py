@@ -12,13 +12,13 @@ import pyarrow as pa
 import pytest
 
 from accrual import lake, scores
-from accrual.contract import Slices
 from accrual.events import encode
 from accrual.judged import judged
 from accrual.lake import open_lake
 from accrual.ledger import decode_ledger_entry
 from accrual.predictor import Predictor
 from accrual.signing import load_or_make_signing_key
+from accrual.training_policy import Slices
 from tests.trainer.books import STREAM, Books
 from trainer import evaluate
 from trainer.evaluate import (

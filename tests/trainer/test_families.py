@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from accrual.contract import Lora
 from accrual.encoder import Encoder, base_folder
 from accrual.errors import TrainingFailed
 from accrual.generator import Generator
 from accrual.layers import first_adapted, starting_at, watching
+from accrual.training_policy import Lora
 from trainer.adapter import adapt
 from trainer.freeze import write_adapter
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from accrual import layers
-from accrual.contract import EarlyStopping, Lora, Training
 from accrual.encoder import Encoder, base_folder
 from accrual.errors import ConfigError, StoreUnavailable, TrainingFailed
+from accrual.training_policy import EarlyStopping, Lora, Training
 from trainer import adapter, learner, loop
 from trainer.checkpoint import digest_of
 from trainer.finetune import Start, Tuned, fine_tune

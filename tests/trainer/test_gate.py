@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accrual.contract import Gate, Slices
+from accrual.training_policy import Gate, Slices
 from trainer.gate import LARGEST_LOSS, STAKES, Verdict, judge, loss_at_most, spent_alpha, stake_of, wealth
 
 NEVER = 10**9

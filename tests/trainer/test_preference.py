@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from accrual import reward
-from accrual.contract import Lora, Text, Training
+from accrual.contract import Text
 from accrual.encoder import base_folder
 from accrual.errors import TrainingFailed
 from accrual.generator import Generator
 from accrual.layers import first_adapted, layers_of
+from accrual.training_policy import Lora, Training
 from trainer.adapter import adapt
 from trainer.checkpoint import Checkpoint
 from trainer.finetune_preference import TunedPreference, fine_tune_preference

@@ -23,7 +23,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from test_finetune import changed, digest, logits, tune
-from accrual.contract import EarlyStopping
+from accrual.training_policy import EarlyStopping
 from trainer import loop
 import torch.distributed as dist
 

@@ -14,11 +14,12 @@ from scipy.stats import spearmanr
 
 from accrual.bundle import Manifest
 from accrual.calibrator import Calibrator
-from accrual.contract import Lora, Training, load_contracts
+from accrual.contract import load_contracts
 from accrual.encoder import Encoder, base_folder
 from accrual.errors import ContractError, TrainingFailed
 from accrual.generator import Generator
 from accrual.output import Output
+from accrual.training_policy import Lora, Training
 from trainer.adapter import adapt
 from trainer.challenger import Recipe, train, train_and_keep
 from trainer.finetune import Tuned

@@ -18,11 +18,12 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from accrual.config import load_config
-from accrual.contract import Contract, EarlyStopping, load_contracts
+from accrual.contract import Contract, load_contracts
 from accrual.encoder import Encoder, base_folder
 from accrual.errors import ConfigError
 from accrual.generator import Generator
 from accrual.layers import layers_of
+from accrual.training_policy import EarlyStopping
 from tests.trainer.test_finetune import CLASSES, changed, digest, logits, rows
 from trainer import adapter, finetune, learner, loop
 from trainer.checkpoint import digest_of

@@ -12,10 +12,11 @@ import pytest
 
 from accrual.bundle import Manifest
 from accrual.config import Config
-from accrual.contract import Contract, Retention, load_contracts
+from accrual.contract import Contract, load_contracts
 from accrual.judged import Judged
 from accrual.predictor import Predictor
 from accrual.signing import load_or_make_signing_key
+from accrual.training_policy import Retention
 from examples import (
     argument_ranking,
     comment_emotions,

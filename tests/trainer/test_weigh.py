@@ -14,9 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accrual.calibrator import uncurved
-from accrual.contract import Lora, Training
 from accrual.encoder import Encoder, base_folder
-from accrual.training_policy import Control
+from accrual.training_policy import Control, Lora, Training
 from trainer.cohort import arrival_weights
 from trainer.finetune import fine_tune
 from trainer.weigh import MOST_WEIGHT, Row, balanced, control_weight, prior_shift, weight_by_label, without_duplicates
