@@ -177,7 +177,7 @@ def interval_of_share(share: float, rows: int) -> tuple[float, float]:
 def interval_of_mean(values: NDArray[np.float64]) -> tuple[float, float]:
     """95% confidence interval of the mean of independent rows, by the normal approximation."""
     mean = float(values.mean())
-    error = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else mean
+    error = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else abs(mean)
     return mean - _Z * error, mean + _Z * error
 
 

@@ -343,9 +343,7 @@ class Trainer:
             [part.counts for part in ours],
         )
         entries = [
-            ours[-1].entry(
-                run_id, "challenger", at, verdict.loss_at_most, e_value=verdict.e_value, verdict=verdict.verdict
-            ),
+            ours[-1].entry(run_id, "challenger", at, verdict),
             theirs[-1].entry(run_id, "champion", at),
             zero.entry(run_id, "generation-0", at),
         ]

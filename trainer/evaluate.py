@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -24,7 +24,7 @@ from accrual.judged import Judged, together
 from accrual.lake import open_lake
 from accrual.ledger import Evaluation, SliceScores
 from accrual.predictor import Predictor
-from trainer.gate import LARGEST_LOSS
+from trainer.gate import LARGEST_LOSS, Verdict
 from trainer.select import LAKE_MEMORY, Window, rows_of
 from trainer.weigh import Row
 
@@ -56,10 +56,9 @@ class Scored(msgspec.Struct, frozen=True):
         run_id: str,
         role: Literal["challenger", "champion", "generation-0"],
         at: datetime,
-        loss_at_most: Mapping[str, float] | None = None,
-        **verdict: Any,
+        verdict: Verdict | None = None,
     ) -> Evaluation:
-        """The ledger's record of it. Of a challenger: `loss_at_most` by slice, and `e_value` and `verdict`."""
+        """The ledger's record of it; with the gate's verdict, of a challenger."""
         found = self.judged
         return Evaluation(
             stream=self.window.stream,
@@ -78,9 +77,10 @@ class Scored(msgspec.Struct, frozen=True):
             rank_correlation=found.rank_correlation,
             intervals=found.intervals,
             reliability=found.reliability,
-            slices=self._slice_scores(loss_at_most or {}),
+            slices=self._slice_scores(verdict.loss_at_most if verdict else {}),
             at=at,
-            **verdict,
+            e_value=verdict.e_value if verdict else None,
+            verdict=verdict.verdict if verdict else None,
         )
 
     def _slice_scores(self, loss_at_most: Mapping[str, float]) -> list[SliceScores]:

@@ -12,6 +12,7 @@ from accrual.contract import Contract
 from accrual.lake import Lake
 from accrual.ledger import Evaluation, Generation, Run
 from trainer.evaluate import Scored
+from trainer.generations import candidates_of
 from trainer.publish import Said
 from trainer.select import Window
 from trainer.triggers import Before, Facts, decide
@@ -152,7 +153,5 @@ def _gain(run: Run, evaluations: Sequence[Evaluation]) -> float | None:
     """By how much a run's model lowered the Brier score of a row, over all windows that judged it."""
     if run.state != "promoted":
         return None if run.state in ("trained", "waiting") else 0.0
-    champions = {theirs.window: theirs.brier for theirs in evaluations if theirs.role == "champion"}
-    ours = [e for e in evaluations if e.role == "challenger" and e.window in champions]
-    rows = sum(e.rows for e in ours)
-    return sum(e.rows * (champions[e.window] - e.brier) for e in ours) / rows if rows else 0.0
+    [one] = candidates_of([run], evaluations, [])
+    return one.gain or 0.0

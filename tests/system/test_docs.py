@@ -48,7 +48,7 @@ def test_commands_run_as_written(page: Path, quick_demo: QuickDemo, tmp_path: Pa
     if any("ACCRUAL_CONFIG" in line for line in lines):
         del environment["ACCRUAL_STATE"]  # it names the demo's configuration, as a reader does
     done = subprocess.run(
-        ["sh", str(script)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300
+        ["sh", str(script)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=450
     )
     assert done.returncode == 0, f"{script.read_text()}\n{done.stdout}\n{done.stderr}"
 

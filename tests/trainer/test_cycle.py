@@ -32,6 +32,7 @@ from trainer.dry_run import foretell
 from trainer.freeze import find_frozen
 from trainer.gate import LARGEST_LOSS, Verdict
 from trainer.publish import Ledger, Said
+from trainer.rebuild import rebuild
 from trainer.select import Selection, held_out_rows, rows_of, sealed_windows, select
 
 PAIRS = Path(__file__).parents[2] / "trainer" / "probes" / "stsb.csv"
@@ -448,6 +449,8 @@ def test_what_balancing_shifts_is_added_to_the_head_and_taken_off_where_a_warm_s
         bundles = [config.model_store / (one.bundle or "") for one in (first, second)]
         assert [read_manifest(folder).start for folder in bundles] == ["base", "champion"]
         heads[shift] = [load_file(folder / "head.safetensors") for folder in bundles]
+        if not shift:
+            assert rebuild(config, bundles[1].name).digest == bundles[1].name, "a warm start can be made again, too"
     place = contract.output.classes.index("exchange_rate")
     for plain, moved in zip(heads[0.0], heads[0.3], strict=True):
         expected = plain["bias"].copy()

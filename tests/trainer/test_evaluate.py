@@ -32,6 +32,7 @@ from trainer.evaluate import (
     score,
 )
 from trainer.freeze import freeze_generation_0
+from trainer.gate import Verdict
 from trainer.select import Window, rows_of, sealed_windows
 from trainer.weigh import Row
 
@@ -98,7 +99,8 @@ def test_a_window_is_scored_the_same_however_many_rows_are_read_and_scored_at_on
 
 def test_an_entry_says_of_each_slice_what_its_rows_say_and_comes_back_from_the_wire() -> None:
     part = scored("loans@1", 2)
-    entry = part.entry("run", "challenger", AT, {"grade=1": 0.04}, e_value=3.0, verdict="wait")
+    entry = part.entry("run", "challenger", AT, Verdict("wait", 3.0, "", {"grade=1": 0.04}))
+    assert (entry.e_value, entry.verdict) == (3.0, "wait")
     assert [s.name for s in entry.slices] == ["grade=0", "grade=1", "grade=2", "term=0", "term=1"]
     one = entry.slices[1]
     inside = np.arange(90) % 3 == 1

@@ -72,7 +72,9 @@ def generation(version: int, windows: list[int], learned_until: datetime | None 
     )
 
 
-def evaluation(version: int, window: int, role: Literal["challenger", "champion"], brier: float) -> Evaluation:
+def evaluation(
+    version: int, window: int, role: Literal["challenger", "champion", "generation-0"], brier: float
+) -> Evaluation:
     return Evaluation(
         stream=STREAM,
         run_id=f"r{version}",
@@ -235,6 +237,7 @@ def test_the_gain_of_a_run_is_what_its_model_saved_once_it_was_published() -> No
         run(1, [1], "promoted"),
         evaluation(1, 2, "challenger", 0.30),
         evaluation(1, 2, "champion", 0.40),
+        evaluation(1, 2, "generation-0", 0.40),
         run(2, [1, 2], "rejected"),
         evaluation(2, 3, "challenger", 0.20),
         evaluation(2, 3, "champion", 0.30),
