@@ -12,9 +12,8 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 
 from accrual.encoder import Encoder, batch_tokens, batches
@@ -89,23 +88,43 @@ class States:
     """For each text of so many tokens the states that enter a layer, one behind the other: [tokens, dimensions].
 
     On a CUDA device if they take less than half of its free memory; elsewhere, if they are more than `CACHE_BYTES`,
-    in a file that has no name.
+    in a file that has no name. It is read and written, not mapped: what is mapped counts as this process's memory.
+    Raises StoreUnavailable when the disk has no room for it.
     """
 
     def __init__(self, lengths: Sequence[int], dimensions: int, device: torch.device) -> None:
         self._lengths = torch.tensor(lengths)
         self._starts = self._lengths.cumsum(0) - self._lengths
-        self._space = _space(sum(lengths), dimensions, device)
+        self._dimensions = dimensions
+        size = sum(lengths) * dimensions * 4
+        on_device = device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] / 2
+        self._file = None if on_device or size <= CACHE_BYTES else _room(size)
+        where = device if on_device else torch.device("cpu")
+        self._space = torch.empty(0 if self._file else sum(lengths), dimensions, device=where)
 
     def keep(self, rows: Sequence[int], states: torch.Tensor) -> None:
         """Take in the states of some rows, [rows, longest, dimensions]."""
-        places, real = self._places(rows)
-        self._space[places[real]] = states[real.to(states.device)].to(self._space.device)
+        if self._file is None:
+            places, real = self._places(rows)
+            self._space[places[real]] = states[real.to(states.device)].to(self._space.device)
+            return
+        for row, of_row in zip(rows, states.float().cpu(), strict=True):
+            written = of_row[: self._lengths[row]].contiguous().numpy()
+            os.pwrite(self._file.fileno(), written.data, self._offset(row))
 
     def of(self, rows: Sequence[int]) -> torch.Tensor:
         """The states of some rows, [rows, longest, dimensions]. Behind a row's end its last one is repeated."""
-        places, _ = self._places(rows)
-        return self._space[places]
+        if self._file is None:
+            return self._space[self._places(rows)[0]]
+        lengths = self._lengths[torch.tensor(rows)].tolist()
+        found = torch.empty(len(rows), max(lengths), self._dimensions)
+        for row, length, of_row in zip(rows, lengths, found, strict=True):
+            os.preadv(self._file.fileno(), [of_row[:length].numpy().data], self._offset(row))
+            of_row[length:] = of_row[length - 1]
+        return found
+
+    def _offset(self, row: int) -> int:
+        return int(self._starts[row]) * self._dimensions * 4
 
     def _places(self, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Where the states of rows lie, [rows, longest], and which of these are within their row."""
@@ -147,21 +166,18 @@ def frozen_states(
     return states
 
 
-def _space(tokens: int, dimensions: int, device: torch.device) -> torch.Tensor:
-    size = tokens * dimensions * 4
-    if device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] / 2:
-        return torch.empty(tokens, dimensions, device=device)
-    if size <= CACHE_BYTES:
-        return torch.empty(tokens, dimensions)
-    with tempfile.TemporaryFile() as file:  # the map keeps it
-        try:
-            os.posix_fallocate(file.fileno(), 0, size)  # what a map finds no room for later ends the process
-        except OSError as exc:
-            raise StoreUnavailable(
-                f"{tempfile.gettempdir()} has no room for {size / 2**30:.3g} GiB, which fine-tuning keeps of its rows: "
-                f"{exc.strerror}. Name another folder by TMPDIR, or lower training.max_rows or training.max_tokens"
-            ) from exc
-        return torch.from_numpy(np.memmap(file, dtype=np.float32, mode="r+", shape=(tokens, dimensions)))
+def _room(size: int) -> BinaryIO:
+    """A file without a name that has room for so many bytes: a full disk is said before they are computed."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115 (kept open)
+    try:
+        os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as exc:
+        file.close()
+        raise StoreUnavailable(
+            f"{tempfile.gettempdir()} has no room for {size / 2**30:.3g} GiB, which fine-tuning keeps of its rows: "
+            f"{exc.strerror}. Name another folder by TMPDIR, or lower training.max_rows or training.max_tokens"
+        ) from exc
+    return file
 
 
 def _scale(settings: Any) -> float:
