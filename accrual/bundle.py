@@ -173,7 +173,7 @@ def rows_of_bundle(folder: Path) -> set[str]:
         raise BundleError(f"{folder}: {ROWS} cannot be read: {exc}") from exc
 
 
-def lineage(store: Path, digest: str) -> set[str]:
+def ids_learned_from(store: Path, digest: str) -> set[str]:
     """The ids of all predictions that have had a part in a model's weights: its own rows and, as long as weights were
     begun from a parent's, the parent's. Raises BundleError when a bundle of the line is missing or cannot be read.
     """

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from accrual.bundle import lineage
+from accrual.bundle import ids_learned_from
 from accrual.config import Config
 from accrual.contract import Contract
 from accrual.contract_change import breaking_changes
@@ -180,7 +180,7 @@ def calibration_error_of(parts: Sequence[Scored]) -> float:
 
 def learned_from(store: Path, bundle: str, parts: Sequence[Scored]) -> list[str]:
     """The ids among the judged rows that a model learned from, in order: there must be none."""
-    taught = pa.array(lineage(store, bundle), pa.string())
+    taught = pa.array(ids_learned_from(store, bundle), pa.string())
     return sorted(one for part in parts for one in part.ids.filter(pc.is_in(part.ids, taught)).to_pylist())
 
 

@@ -16,7 +16,7 @@ from accrual.bundle import (
     SIGNATURE,
     Manifest,
     drafted,
-    lineage,
+    ids_learned_from,
     read_manifest,
     rows_of_bundle,
     seal_bundle,
@@ -150,20 +150,20 @@ def test_a_models_rows_are_its_own_and_those_of_whose_weights_it_began_with(
     store = bundle.parent
     with drafted(store) as draft:
         zero = seal_bundle(draft, msgspec.structs.replace(FACTS, version=0), key)
-    assert lineage(store, zero) == set(), "generation 0 has none"
+    assert ids_learned_from(store, zero) == set(), "generation 0 has none"
     first = _made_from(store, key, ["a", "b"], zero, warm=False)
     second = _made_from(store, key, ["b", "c"], first, warm=False)
     third = _made_from(store, key, ["d"], second, warm=True)
     fourth = _made_from(store, key, ["e"], third, warm=True)
     assert rows_of_bundle(store / fourth) == {"e"}
-    assert lineage(store, second) == {"b", "c"}, "begun anew: what its parent knew is not in it"
-    assert lineage(store, fourth) == {"b", "c", "d", "e"}
+    assert ids_learned_from(store, second) == {"b", "c"}, "begun anew: what its parent knew is not in it"
+    assert ids_learned_from(store, fourth) == {"b", "c", "d", "e"}
 
 
 def test_rows_that_cannot_be_read_are_no_empty_set(bundle: Path) -> None:
     (bundle / ROWS).write_bytes(b"not parquet")
     with pytest.raises(BundleError, match=r"rows\.parquet cannot be read"):
-        lineage(bundle.parent, bundle.name)
+        ids_learned_from(bundle.parent, bundle.name)
 
 
 @pytest.mark.parametrize(

@@ -176,10 +176,10 @@ def test_no_row_judges_a_model_that_learned_from_it(world: World, monkeypatch: p
     world.seal()
     world.finish()
 
-    def lineage(store: Path, digest: str) -> set[str]:
+    def learned(store: Path, digest: str) -> set[str]:
         return {"p-1", "p-61", "p-70"} if read_manifest(store / digest).model == model else {"p-1"}
 
-    monkeypatch.setattr("trainer.evaluate.lineage", lineage)
+    monkeypatch.setattr("trainer.evaluate.ids_learned_from", learned)
     world.seal()
     world.finish()
     runs, evaluations, generations = world.said()

@@ -161,6 +161,6 @@ def test_of_more_than_two_classes_any_loss_is_thought_possible() -> None:
 
 
 def test_rows_that_taught_are_found_in_any_judged_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "lineage", lambda *_: {"4-80", "3-2", "9-1"})
+    monkeypatch.setattr(evaluate, "ids_learned_from", lambda *_: {"4-80", "3-2", "9-1"})
     assert learned_from(Path(), "x", [scored("loans@2", 3), scored("loans@2", 4)]) == ["3-2", "4-80"]
     assert learned_from(Path(), "x", [scored("loans@2", 5)]) == []
