@@ -178,14 +178,22 @@ def ids_learned_from(store: Path, digest: str) -> set[str]:
     begun from a parent's, the parent's. Raises BundleError when a bundle of the line is missing or cannot be read.
     """
     found: set[str] = set()
+    for folder in weights_from(store, digest):
+        if read_manifest(folder).version and not (folder / ROWS).exists():
+            raise BundleError(f"{folder}: {ROWS} is missing: nobody can say which rows the model learned from")
+        found |= rows_of_bundle(folder)
+    return found
+
+
+def weights_from(store: Path, digest: str) -> Iterator[Path]:
+    """The folders of a model's bundle and, as long as weights were begun from a parent's, of the parent's. Raises
+    BundleError when one is missing or cannot be read.
+    """
     line: str | None = digest
     while line is not None:
+        yield store / line
         manifest = read_manifest(store / line)
-        if manifest.version and not (store / line / ROWS).exists():
-            raise BundleError(f"{store / line}: {ROWS} is missing: nobody can say which rows the model learned from")
-        found |= rows_of_bundle(store / line)
         line = manifest.parent_digest if manifest.start == "champion" else None
-    return found
 
 
 def verify_bundle(folder: Path, public_key: Path) -> Manifest:

@@ -244,7 +244,7 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
         return filled if behind else filled[0]
 
     def render_recorded(self, raw: bytes) -> Text:
-        """`render` of inputs that were recorded under this version of the contract or another, as JSON."""
+        """`render` of inputs as they were recorded, as JSON: under this version of the contract or one before it."""
         inputs: dict[str, Any] = msgspec.json.decode(raw)
         for name, field in self.inputs.items():
             for before in field.names_before:
@@ -407,11 +407,6 @@ def _training_mistakes(contract: Contract) -> list[tuple[str, str]]:
             parse_duration(duration or "1d")
         except ValueError as exc:
             found.append((f"training.triggers.{name}", str(exc)))
-    if training.start == "champion" and training.cohort != "mature":
-        problem = (
-            "a champion has learned from young rows, which would calibrate the next one: use base, or cohort mature"
-        )
-        found.append(("training.start", problem))
     if training.control is not None:
         found += control_mistakes(training.control, inputs, in_template)
     if training.replay_by == "slice" and not (contract.quality and contract.quality.slices):

@@ -10,8 +10,8 @@ What streams takes about as much memory for both.
 
 Trained is as a cycle trains, from the selection to the frozen bundle, one epoch of the base's upper two layers: from as
 many rows as the contract's `max_rows` lets in, and beside that from 1,000, which is what model and code take without
-the rows. The states of the frozen layers lie in a mapped file; what is resident of that can be given up at any time, so
-training also says the most that cannot (sampled).
+the rows. The states of the frozen layers lie in a file that is read and written. Training also says the most memory
+that no file stands behind, such as libraries (sampled).
 
 Judged is as a cycle judges, and three times as the models of one are, by a model that says the same of every row: it
 takes neither memory nor time, so the figures are those of the rows alone.

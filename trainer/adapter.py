@@ -92,13 +92,19 @@ class States:
     Raises StoreUnavailable when the disk has no room for it.
     """
 
-    def __init__(self, lengths: Sequence[int], dimensions: int, device: torch.device) -> None:
+    def __init__(
+        self, lengths: Sequence[int], dimensions: int, device: torch.device, mine: Sequence[int] | None = None
+    ) -> None:
+        """`mine`: the texts that this rank keeps, all by default. Of others it may keep and give anything."""
         self._lengths = torch.tensor(lengths)
         self._starts = self._lengths.cumsum(0) - self._lengths
         self._dimensions = dimensions
         size = sum(lengths) * dimensions * 4
         on_device = device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] / 2
-        self._file = None if on_device or size <= CACHE_BYTES else _room(size)
+        self._file: BinaryIO | None = None
+        if not on_device and size > CACHE_BYTES:
+            whole = mine is None or len(mine) == len(lengths)
+            self._file = _room([(0, size)] if whole else [self._span(row) for row in mine or ()])
         where = device if on_device else torch.device("cpu")
         self._space = torch.empty(0 if self._file else sum(lengths), dimensions, device=where)
 
@@ -106,11 +112,11 @@ class States:
         """Take in the states of some rows, [rows, longest, dimensions]."""
         if self._file is None:
             places, real = self._places(rows)
-            self._space[places[real]] = states[real.to(states.device)].to(self._space.device)
+            self._space[places[real]] = states[real.to(states.device)].to(self._space)
             return
         for row, of_row in zip(rows, states.float().cpu(), strict=True):
             written = of_row[: self._lengths[row]].contiguous().numpy()
-            os.pwrite(self._file.fileno(), written.data, self._offset(row))
+            os.pwrite(self._file.fileno(), written.data, self._span(row)[0])
 
     def of(self, rows: Sequence[int]) -> torch.Tensor:
         """The states of some rows, [rows, longest, dimensions]. Behind a row's end its last one is repeated."""
@@ -119,12 +125,14 @@ class States:
         lengths = self._lengths[torch.tensor(rows)].tolist()
         found = torch.empty(len(rows), max(lengths), self._dimensions)
         for row, length, of_row in zip(rows, lengths, found, strict=True):
-            os.preadv(self._file.fileno(), [of_row[:length].numpy().data], self._offset(row))
+            os.preadv(self._file.fileno(), [of_row[:length].numpy().data], self._span(row)[0])
             of_row[length:] = of_row[length - 1]
         return found
 
-    def _offset(self, row: int) -> int:
-        return int(self._starts[row]) * self._dimensions * 4
+    def _span(self, row: int) -> tuple[int, int]:
+        """Where a row is in the file: from which byte, and how many."""
+        each = self._dimensions * 4
+        return int(self._starts[row]) * each, int(self._lengths[row]) * each
 
     def _places(self, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Where the states of rows lie, [rows, longest], and which of these are within their row."""
@@ -149,7 +157,7 @@ def frozen_states(
     other ranks (`shard.py`) it is called as often as on any of them: with texts of before again or, where none is
     `mine`, with the first of all.
     """
-    states = States(lengths, model.config.hidden_size, model.device)
+    states = States(lengths, model.config.hidden_size, model.device, mine)
     budget = Budget(batch_tokens(model.device), in_step)
     groups = [[mine[at] for at in group] for group in batches([lengths[text] for text in mine], budget.tokens)]
     if in_step:
@@ -166,16 +174,17 @@ def frozen_states(
     return states
 
 
-def _room(size: int) -> BinaryIO:
-    """A file without a name that has room for so many bytes: a full disk is said before they are computed."""
-    file = tempfile.TemporaryFile()  # noqa: SIM115 (kept open)
+def _room(spans: Sequence[tuple[int, int]]) -> BinaryIO:
+    """A file without a name that has room for these bytes: a full disk is said before they are computed."""
     try:
-        os.posix_fallocate(file.fileno(), 0, size)
+        file = tempfile.TemporaryFile()  # noqa: SIM115 (kept open)
+        for begin, size in spans:
+            os.posix_fallocate(file.fileno(), begin, size)
     except OSError as exc:
-        file.close()
+        size = sum(size for _, size in spans)
         raise StoreUnavailable(
-            f"{tempfile.gettempdir()} has no room for {size / 2**30:.3g} GiB, which fine-tuning keeps of its rows: "
-            f"{exc.strerror}. Name another folder by TMPDIR, or lower training.max_rows or training.max_tokens"
+            f"the folder of temporary files has no room for {size / 2**30:.3g} GiB, which fine-tuning keeps of its "
+            f"rows: {exc.strerror}. Name another folder by TMPDIR, or lower training.max_rows or training.max_tokens"
         ) from exc
     return file
 

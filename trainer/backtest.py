@@ -51,11 +51,12 @@ class Afterwards(msgspec.Struct, frozen=True):
 
 def apart(config: Config, folder: Path) -> Config:
     """The same lake and settings, with models, keys and checkpoints in `folder`. Raises ConfigError if it is in use."""
-    if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} is not empty: name a folder that is new, or remove this one")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} is no empty folder: name one that is new, or remove this one")
     lake = msgspec.structs.replace(config.lake, catalog=config.lake_catalog, data=config.lake_data)
     models = msgspec.structs.replace(config.models, store="", public_key="")
-    return msgspec.structs.replace(config, lake=lake, models=models, mlflow=Mlflow(), state=str(folder))
+    alone = msgspec.structs.replace(config.trainer, shard=False)
+    return msgspec.structs.replace(config, lake=lake, models=models, trainer=alone, mlflow=Mlflow(), state=str(folder))
 
 
 def backtest(
@@ -99,13 +100,15 @@ def afterwards(config: Config, contract: Contract, known: Sequence[Candidate]) -
         replaced = candidate(known, model.run.parent)
         classes = [name for one in (model, replaced) for name in read_classes(bundle_of(config, one))]
         ours, theirs = (_scored(config, contract, one, later, classes) for one in (model, replaced))
+        if not ours:
+            continue
         gains = np.concatenate(gains_of(ours, theirs))
         low, high = interval_of_mean(gains)
         found.append(
             Afterwards(
                 model=model.model,
                 replaced=replaced.model,
-                windows=[window.window for window in later],
+                windows=[one.window.window for one in ours],
                 rows=len(gains),
                 gain=float(gains.mean()),
                 low=low,
@@ -120,5 +123,7 @@ def afterwards(config: Config, contract: Contract, known: Sequence[Candidate]) -
 def _scored(
     config: Config, contract: Contract, model: Candidate, windows: Sequence[Window], beside: Sequence[str]
 ) -> list[Scored]:
+    """On the windows of which a row is left."""
     predictor = predictor_of(config, model)
-    return [score_window(config, contract, predictor, window, beside) for window in windows]
+    scored = (score_window(config, contract, predictor, window, beside) for window in windows)
+    return [one for one in scored if len(one.ids)]

@@ -220,6 +220,9 @@ def start_of(contract: Contract, base: str, champion: Champion, selection: Selec
     adapter, before = champion.folder / "adapter", champion.predictor
     if contract.training.start == "base" or not adapter.is_dir():
         return None
+    if contract.training.cohort != "mature":
+        log.warning("training.start: %s has learned from young rows, which calibrate: starts from base", before.model)
+        return None
     if before.manifest.base_digest != base_digest(base_folder(base)) or before.contract.pair != contract.pair:
         log.warning("training.start: %s has another base, or another kind of rows: starts from base", before.model)
         return None

@@ -5,9 +5,9 @@
                                gate: promote, reject or wait; publish
     otherwise, if it is time   select rows, fine-tune, keep the base's abilities, calibrate on later rows, freeze
 
-so that every challenger is frozen before it is judged, and is judged only on rows that neither it nor its
-champion has learned from. Each step ends in the ledger; a trainer that is killed anywhere starts again with the step
-that is not there yet, and finds the bundle of one that was frozen and not yet said.
+so that every challenger is frozen before it is judged, and is judged only on rows that neither it nor its champion has
+learned from. Each step ends in the ledger; a trainer that is killed anywhere starts again with the step that is not
+there yet, and finds the bundle of one that was frozen and not yet said.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ class Trainer:
     def _train(self, contract: Contract, champion: Generation, new: Sequence[Window], trigger: str) -> None:
         """Make the next challenger from the windows that its champion has not seen, and freeze it."""
         started, cpu_started = time.monotonic(), time.process_time()
-        check_contract(self._predictor(champion.bundle), contract)
+        check_contract(champion.model, self._predictor(champion.bundle).contract, contract)
         version = self._ledger.next_version(contract.stream)
         new = self._begun_with(contract.stream, f"{version} after {champion.digest}", new)
         windows = sorted({*champion.windows, *(window.window for window in new)})
@@ -264,7 +264,7 @@ class Trainer:
         except TrainingFailed as exc:
             return None, str(exc)
         except Exception as exc:  # of torch, peft: as many as there are bases
-            if Ranks().world > 1:  # the others are in the middle of it: whoever started them starts all again
+            if Ranks().world > 1:  # the others may be in the middle of it: whoever started them starts all again
                 log.exception("%s cannot be trained by this process alone", manifest.model)
                 raise SystemExit(1) from exc
             if isinstance(exc, AccrualError):
@@ -318,9 +318,10 @@ class Trainer:
         at, run_id = self._now(), challenger.run_id
         zero_bundle = self._generation_0(contract)
         compared = [challenger.digest or "", champion.bundle, zero_bundle]
-        for bundle in compared:
-            check_contract(self._predictor(bundle), contract)
-        beside = tuple(sorted({name for bundle in compared for name in self._predictor(bundle).classes}))
+        models = [self._predictor(bundle) for bundle in compared]
+        for model in models:
+            check_contract(model.model, model.contract, contract)
+        beside = tuple(sorted({name for model in models for name in model.classes}))
         ours = self._score(contract, challenger.digest or "", judged, beside)
         if not len(ours[-1].ids):
             log.warning("window %d of %s has no row left to judge on: the next one judges", now.window, contract.stream)

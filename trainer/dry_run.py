@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from functools import partial
 
 from accrual.config import Config
-from accrual.contract import Contract
+from accrual.contract import Contract, load_contract
 from accrual.lake import open_lake
 from accrual.ledger import Generation
 from accrual.predictor import Predictor
-from trainer.evaluate import Scored, score_window
+from trainer.evaluate import Scored, check_contract, score_window
 from trainer.plan import gather, plan_of, rises_of
 from trainer.publish import Said
 from trainer.select import LAKE_MEMORY, Window, sealed_windows, select
@@ -19,8 +19,12 @@ from trainer.triggers import Facts
 
 
 def foretell(config: Config, said: Said, contract: Contract, by_hand: bool) -> str:
-    """A few lines for a person. Raises LakeUnavailable, and BundleError where the champion cannot be scored."""
+    """A few lines for a person. Raises LakeUnavailable, ContractError where the contract has changed too much, and
+    BundleError where the champion cannot be scored.
+    """
     stream = contract.stream
+    if (champion := said.champion(stream)) is not None:
+        check_contract(champion.model, load_contract(config.model_store / champion.bundle / "contract.yaml"), contract)
     with open_lake(config, memory=LAKE_MEMORY) as lake:
         windows = sealed_windows(lake, stream)
 

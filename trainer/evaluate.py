@@ -100,11 +100,10 @@ class Scored(msgspec.Struct, frozen=True):
         return sorted(rows.most_common(MOST_SLICES))
 
 
-def check_contract(predictor: Predictor, contract: Contract) -> None:
+def check_contract(model: str, then: Contract, contract: Contract) -> None:
     """Raises ContractError when today's contract has changed so much since a model was made that what the model says
     of rows cannot be compared any more.
     """
-    then = predictor.contract
     found = breaking_changes(then, contract)
     if contract.output.task == "text":  # judged by tokens
         if then.training.base_model != contract.training.base_model:
@@ -112,7 +111,7 @@ def check_contract(predictor: Predictor, contract: Contract) -> None:
         if then.output.max_new_tokens != contract.output.max_new_tokens:
             found.append("output.max_new_tokens: texts would be judged up to another length; begin a new stream")
     if found:
-        raise ContractError(f"{predictor.model} is of another contract: {'; '.join(found)}")
+        raise ContractError(f"{model} is of another contract: {'; '.join(found)}")
 
 
 def score(predictor: Predictor, window: Window, rows: Iterable[Row], beside: Sequence[str] = ()) -> Scored:

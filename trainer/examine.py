@@ -62,18 +62,21 @@ def examine_last_window(
     window = next(w for w in sealed_windows(lake, model.stream) if w.window == trial.challenger.window)
     with open_lake(config, at_snapshot=window.snapshot_id, memory=LAKE_MEMORY) as then:
         rows = list(rows_of(then, contract, window, MOST_EXAMINED))
-        inputs = _inputs(then, contract, window, [row.prediction_id for row in rows])
+        recorded = _recorded(then, window, [row.prediction_id for row in rows])
     champion = candidate(known, trial.champion.model)
     after, before = predictor_of(config, model), predictor_of(config, champion)
-    return examine(after, before, rows, inputs, contract.training.seed)
+    return examine(after, before, contract, rows, recorded)
 
 
 def examine(
-    after: Predictor, before: Predictor, rows: Sequence[Row], inputs: Sequence[Mapping[str, Any]], seed: int
+    after: Predictor, before: Predictor, contract: Contract, rows: Sequence[Row], recorded: Sequence[bytes]
 ) -> Examination:
-    """Score both models on the rows of a window and compare them. `inputs`: each row's, as the contract names them."""
+    """Score both models on the rows of a window and compare them. `recorded`: each row's inputs, as JSON; `contract` is
+    today's.
+    """
     labels, output = [row.label for row in rows], after.contract.output
-    texts_of = {model.model: [model.contract.render(given) for given in inputs] for model in (before, after)}
+    inputs, seed = [contract.decode_inputs(raw) for raw in recorded], contract.training.seed
+    texts_of = {model.model: [model.contract.render_recorded(raw) for raw in recorded] for model in (before, after)}
     classes, texts = [*before.classes, *after.classes], texts_of[after.model]
     judged = {model.model: model.judge(texts_of[model.model], labels, classes) for model in (before, after)}
     brier = {name: found.brier for name, found in judged.items()}
@@ -96,16 +99,16 @@ def examine(
     )
 
 
-def _inputs(lake: Lake, contract: Contract, window: Window, ids: Sequence[str]) -> list[Mapping[str, Any]]:
-    """The inputs of some of a window's rows, in the order of `ids`."""
+def _recorded(lake: Lake, window: Window, ids: Sequence[str]) -> list[bytes]:
+    """The inputs of some of a window's rows as JSON, in the order of `ids`."""
     with lake.with_tables({"wanted": pa.table({"prediction_id": pa.array(ids, pa.string())})}):
         found = lake.rows(
             "select prediction_id, inputs from ground_truth where stream = ? and predicted_at >= ? and predicted_at < ?"
             " and prediction_id in (select prediction_id from wanted)",
-            [contract.stream, window.from_time, window.to_time],
+            [window.stream, window.from_time, window.to_time],
         )
     by_id = {row["prediction_id"]: row["inputs"] for row in found}
-    return [contract.decode_inputs(by_id[one].encode()) for one in ids]
+    return [by_id[one].encode() for one in ids]
 
 
 def _worst_rows(rows: Sequence[Row], texts: Sequence[Text], model: Predictor) -> list[WorstRow]:

@@ -1,7 +1,6 @@
 """Freeze: what was trained becomes a bundle in the model store, and never changes again.
 
-A challenger is frozen before it is judged. Generation 0 is made here too: all it knows is the
-contract.
+A challenger is frozen before it is judged. Generation 0 is made here too: all it knows is the contract.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from accrual.bundle import read_classes
+from accrual.bundle import read_classes, weights_from
 from accrual.config import Config
 from accrual.contract import Contract, load_contract
 from accrual.lake import open_lake
@@ -94,7 +94,8 @@ def matrix(
     """
     folders = [bundle_of(config, model) for model in models]
     classes = [name for folder in folders for name in read_classes(folder)]
-    contracts = [contract, *(load_contract(folder / "contract.yaml") for folder in folders)]
+    taught_by = {part for folder in folders for part in weights_from(folder.parent, folder.name)}
+    contracts = [contract, *(load_contract(folder / "contract.yaml") for folder in taught_by)]
     training = msgspec.structs.replace(contract.training, held_out=min(one.training.held_out for one in contracts))
     contract = msgspec.structs.replace(contract, training=training)
     brier, accuracy, learned = [], [], []

@@ -77,7 +77,7 @@ def model_card(contract: Contract, manifest: Manifest, classes: Sequence[str], c
 Run `{manifest.run_id}`, seed {manifest.seed}, made with {", ".join(f"{k} {v}" for k, v in manifest.made_with.items())}.
 
 {_EVALUATION}
-On windows of ground truth sealed after the model was frozen, beside its champion and generation 0: in the table
+On windows of ground truth of which no row had a part in it, beside its champion and generation 0: in the table
 `evaluations` of the lake (`accrual sql "select * from evaluations where model = '{manifest.model}'"`).
 
 {_USE}
@@ -109,7 +109,7 @@ def evaluated(card: str, model: str, trials: Sequence[Trial]) -> str:
             f" | {trial.generation_0.brier:.4f} | {ours.log_loss:.4f} | {ours.ece:.4f} | {ours.accuracy:.4f} |"
         )
     table = "\n".join(lines) if trials else "No window has judged it yet."
-    said = "On windows of ground truth sealed after it was frozen, rows that neither it nor its champion learned from."
+    said = "On windows of ground truth of which no row had a part in it, nor in its champion."
     return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n{before}{_EVALUATION}\n{said}\n\n{table}\n\n{use}"
 
 

@@ -81,12 +81,12 @@ def test_a_contract_that_reads_labels_otherwise_is_refused_and_says_what_to_do(w
 
 def test_texts_are_judged_by_tokens_so_another_base_is_another_stream() -> None:
     contract = CONTRACTS["restaurant-texts"]
-    model = cast(Predictor, SimpleNamespace(model="restaurant-texts@3", contract=contract))
-    check_contract(model, changed(contract, "training", learning_rate=1.0))
+    model = "restaurant-texts@3"
+    check_contract(model, contract, changed(contract, "training", learning_rate=1.0))
     with pytest.raises(ContractError, match=r"training.base_model: another base has other tokens"):
-        check_contract(model, changed(contract, "training", base_model="another/base"))
+        check_contract(model, contract, changed(contract, "training", base_model="another/base"))
     with pytest.raises(ContractError, match=r"output.max_new_tokens"):
-        check_contract(model, changed(contract, "output", max_new_tokens=7))
+        check_contract(model, contract, changed(contract, "output", max_new_tokens=7))
 
 
 def test_of_labels_of_several_names_a_class_more_is_no_gain(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_generation_0_is_that_of_todays_contract_whatever_the_store_holds(world:
     assert said == [0.7, 0.1]
 
 
-@pytest.mark.parametrize("what", ["base", "pair"])
+@pytest.mark.parametrize("what", ["base", "pair", "cohort"])
 def test_a_warm_start_goes_on_from_a_champion_of_the_same_base_and_kind_of_rows(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -144,7 +144,10 @@ def test_a_warm_start_goes_on_from_a_champion_of_the_same_base_and_kind_of_rows(
     assert challenger.start_of(contract, "minilm", champion, selection) is not None
     if what == "base":
         before.manifest.base_digest = "of before"
-    else:
+    elif what == "pair":
         before.contract = changed(contract, "training", second_template=None)
+    else:
+        contract = changed(contract, "training", cohort="observed")
     assert challenger.start_of(contract, "minilm", champion, selection) is None
-    assert "text-similarity@4 has another base, or another kind of rows" in caplog.text
+    young, other = "learned from young rows", "has another base, or another kind of rows"
+    assert f"text-similarity@4 {'has ' + young if what == 'cohort' else other}" in caplog.text

@@ -6,7 +6,7 @@ import csv
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 import numpy as np
@@ -223,15 +223,37 @@ def test_a_base_in_fewer_bits_needs_cuda() -> None:
 
 
 def test_states_that_memory_has_no_room_for_lie_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = digest(tune())
-    monkeypatch.setattr("trainer.adapter.CACHE_BYTES", 1000)
+    expected, rooms, room = digest(tune()), [], adapter._room
+
+    def spied(spans: Sequence[tuple[int, int]]) -> BinaryIO:
+        rooms.append(spans)
+        return room(spans)
+
+    monkeypatch.setattr(adapter, "_room", spied)
+    monkeypatch.setattr(adapter, "CACHE_BYTES", 1000)
     assert digest(tune()) == expected
+    assert len(rooms) == 1
+
+
+@pytest.mark.parametrize("bytes_in_memory", [1, 1 << 29])
+@pytest.mark.parametrize("mine", [[0, 1, 2], [1]])
+def test_states_come_back_as_they_were_kept(
+    mine: list[int], bytes_in_memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In whatever format they were computed; behind a row's end its last one is repeated. Others' rows may be kept."""
+    monkeypatch.setattr(adapter, "CACHE_BYTES", bytes_in_memory)
+    states = adapter.States([2, 3, 1], 4, torch.device("cpu"), mine)
+    given = torch.arange(36.0).view(3, 3, 4)
+    states.keep([0, 1, 2], given.bfloat16())
+    expected = given[mine].clone()
+    for row, length in zip(expected, [[2, 3, 1][row] for row in mine], strict=True):
+        row[length:] = row[length - 1]
+    assert torch.equal(states.of(mine), expected[:, : max([2, 3, 1][row] for row in mine)])
 
 
 def test_a_disk_without_room_for_the_states_is_said_before_they_are_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A map of a file that the disk has no room for ends the process where it is written to."""
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", tmp_path], check=False).returncode != 0:
         pytest.skip("tmpfs cannot be mounted here")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

@@ -259,7 +259,6 @@ def test_a_sample_of_the_weighted_is_drawn_at_random(young: Books) -> None:
         ("control: {holdout: held_out, propensity: acted_on}", "'acted_on' is not an input of `type: number`"),
         ("control: {exposure: acted_on, propensity: chance}", "name `holdout` too"),
         ("control: {exposure: acted_on, weight: 2}", "0 to 1"),
-        ("start: champion, cohort: observed", "a champion has learned from young rows"),
         ("prefer: uncertain, cohort: ipw", "its weights need a sample drawn at random"),
         ("cohort: naive", "Invalid enum value"),
         ("balance: yes please", "Invalid enum value"),

@@ -224,12 +224,13 @@ def test_judgements_of_texts(task: str, request: pytest.FixtureRequest) -> None:
 @pytest.mark.parametrize("task", ["emotions", "similarity", "ranking"])
 def test_a_person_sees_what_changed(task: str, request: pytest.FixtureRequest) -> None:
     made: Made = request.getfixturevalue(task)
-    examined = examine(made.one, made.zero, made.rows, made.inputs, seed=1)
+    recorded = [msgspec.json.encode(inputs) for inputs in made.inputs]
+    examined = examine(made.one, made.zero, made.contract, made.rows, recorded)
     assert examined.rows == len(made.rows)
     assert {s.kind for s in examined.slices} >= {"label", "texts like"}
     assert all(0 <= row.of_label <= 1 and (row.said or task == "emotions") for row in examined.worst)
     same = [msgspec.structs.replace(row, label=made.rows[0].label) for row in made.rows[:50]]
-    assert examine(made.one, made.zero, same, made.inputs[:50], seed=1).rows == 50, "with one label, too"
+    assert examine(made.one, made.zero, made.contract, same, recorded[:50]).rows == 50, "with one label, too"
     assert examined.worst[0].text in {
         row.text if isinstance(row.text, str) else " | ".join(row.text) for row in made.rows
     }
