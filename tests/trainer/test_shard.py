@@ -183,7 +183,7 @@ def test_what_a_process_without_rows_computes_is_counted_nowhere(monkeypatch: py
     base.model.register_forward_hook(lambda *_: passes.append(1))
     monkeypatch.setattr(Ranks, "mine", lambda _self, _rows: [])
     monkeypatch.setattr(Ranks, "most", lambda _self, number: number + 2)
-    _, vectors = finetune._frozen(base, base.tokenize(rows(2)[0]), 5, True)
+    _, vectors = finetune._frozen(base, base.tokenize(rows(2)[0]), 5, True, "fp32")
     assert len(passes) == 2
     assert not vectors.any()
 
