@@ -15,6 +15,7 @@ from accrual.kafka import KafkaError, KafkaException, TopicNames, TopicPartition
 from streams.state import Record, State
 
 HANGING_S = 60.0
+ASKED_AGAIN_S = 5.0
 _WAYS_OUT = (
     "restore the topic and start again; or stop all workers, delete it, make it anew (`accrual topics create`), set the"
     " offsets of the workers' consumer group back to the beginning, and all is joined once more"
@@ -67,12 +68,15 @@ def recover(
         if state.offset < first:
             raise ChangelogLost(f"{topic} [{partition}] begins at {first}: older records were deleted; {_WAYS_OUT}")
     behind = {partition for partition, state in states.items() if state.offset < ends[partition]}
-    replayed, came_at = 0, time.monotonic()
+    replayed, came_at, asked_at = 0, time.monotonic(), time.monotonic()
     hurried: dict[str, int | bool] = {"enable.partition.eof": True, "fetch.wait.max.ms": 20}  # until it says: no more
     with closing(consumer(config, _group(config), **hurried)) as committed:
         committed.assign([TopicPartition(topic, partition, states[partition].offset) for partition in behind])
         while behind and not stopping.is_set():
             alive()
+            if time.monotonic() - max(came_at, asked_at) > ASKED_AGAIN_S:  # the end is said once, until asked again
+                committed.assign([TopicPartition(topic, partition, states[partition].offset) for partition in behind])
+                asked_at = time.monotonic()
             records: dict[int, list[Record]] = {}
             offsets: dict[int, int] = {}
             for message in committed.consume(10_000, 0.2):

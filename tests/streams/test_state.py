@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from accrual.config import Config, Kafka, Topics
 from accrual.contract import Contract
+from accrual.errors import BrokerUnavailable
 from accrual.kafka import Producer, TopicNames, create_topics, delete_topics, topic_id, transactional_producer
 from streams.join import Entry, Progress, Said, pack
 from streams.recovery import changelog_bounds, is_current, recover
@@ -219,6 +220,27 @@ def test_recovery_waits_for_the_transaction_that_another_worker_left_open(
     recovery.join(20)
     assert not recovery.is_alive()
     assert ids(state, 20) == names(0, 20 if commits else 10)
+    state.close()
+
+
+def test_recovery_does_not_wait_for_ever_for_a_transaction_that_stays_open(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker says once that there is no more to read: who asks again hears it again."""
+    monkeypatch.setattr("streams.recovery.HANGING_S", 3.0)
+    monkeypatch.setattr("streams.recovery.ASKED_AGAIN_S", 0.5, raising=False)
+    changelog = Changelog(config)
+    changelog.write(records(0, 10))
+    changelog.begin(records(10, 20))
+    state, enough = State(tmp_path / "0", changelog.id, CONTRACTS), threading.Event()
+    watch = threading.Timer(30, enough.set)
+    watch.start()
+    with pytest.raises(BrokerUnavailable, match=r"join-changelog \[0\]: a transaction is open at \d+ for 3 s"):
+        recover(config, {0: state}, changelog_bounds(config, [0]), enough)
+    watch.cancel()
+    changelog.producer.commit_transaction(30)
+    recover(config, {0: state}, changelog_bounds(config, [0]), threading.Event())
+    assert ids(state, 20) == names(0, 20)
     state.close()
 
 
