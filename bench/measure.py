@@ -25,8 +25,17 @@ def cpu_seconds(pid: int) -> float:
 
 def peak_mib(pid: int) -> float:
     """The most memory a process had resident so far (VmHWM), in MiB."""
+    return _status_mib(pid, "VmHWM")
+
+
+def own_mib(pid: int) -> float:
+    """The memory of a process that no file stands behind, resident now (RssAnon), in MiB."""
+    return _status_mib(pid, "RssAnon")
+
+
+def _status_mib(pid: int, name: str) -> float:
     status = Path(f"/proc/{pid}/status").read_text()
-    [line] = [line for line in status.splitlines() if line.startswith("VmHWM")]
+    [line] = [line for line in status.splitlines() if line.startswith(name)]
     return int(line.split()[1]) / 1024
 
 

@@ -33,7 +33,7 @@ from typing import NamedTuple
 import msgspec
 import pyarrow as pa
 from machine import machine
-from measure import in_process, peak_mib
+from measure import in_process, own_mib, peak_mib
 
 from accrual.config import Config
 from accrual.contract import Contract, load_contract
@@ -165,18 +165,16 @@ def _select(config: Config) -> Cost:
 
 
 def _train(config: Config, most: int = 100_000) -> Cost:
+    from trainer.backtest import apart
     from trainer.cycle import Trainer
     from trainer.publish import Said
 
     contract = _contract(config)
     contract = msgspec.structs.replace(contract, training=msgspec.structs.replace(contract.training, max_rows=most))
-    # Models of its own: what `judging` finds in the store is generation 0.
-    apart = msgspec.structs.replace(
-        config, models=msgspec.structs.replace(config.models, store=f"{config.state}/{most}")
-    )
+    alone = apart(config, Path(config.state) / str(most))  # what `judging` finds in the store is generation 0
     said, started = Said(), time.monotonic()
     with _sampled() as own:
-        Trainer(apart, {contract.stream: contract}, said).next_step(contract.stream)
+        Trainer(alone, {contract.stream: contract}, said).next_step(contract.stream)
     [(run, _)] = said.begun(contract.stream)
     if run.state != "trained":
         raise SystemExit(f"not trained: {run.reason}")
@@ -189,14 +187,12 @@ def _train_a_few(config: Config) -> Cost:
 
 @contextmanager
 def _sampled() -> Iterator[list[float]]:
-    """The MiB of this process that no file stands behind (RssAnon), ten times a second."""
+    """`own_mib` of this process, ten times a second."""
     found, done = [0.0], Event()
 
     def look() -> None:
         while not done.wait(0.1):
-            status = Path("/proc/self/status").read_text().splitlines()
-            [line] = [line for line in status if line.startswith("RssAnon")]
-            found.append(int(line.split()[1]) / 1024)
+            found.append(own_mib(os.getpid()))
 
     thread = Thread(target=look)
     thread.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -68,15 +69,14 @@ def recover(
         if state.offset < first:
             raise ChangelogLost(f"{topic} [{partition}] begins at {first}: older records were deleted; {_WAYS_OUT}")
     behind = {partition for partition, state in states.items() if state.offset < ends[partition]}
-    replayed, came_at, asked_at = 0, time.monotonic(), time.monotonic()
+    replayed, came_at, heard_at = 0, time.monotonic(), -math.inf
     hurried: dict[str, int | bool] = {"enable.partition.eof": True, "fetch.wait.max.ms": 20}  # until it says: no more
     with closing(consumer(config, _group(config), **hurried)) as committed:
-        committed.assign([TopicPartition(topic, partition, states[partition].offset) for partition in behind])
         while behind and not stopping.is_set():
             alive()
-            if time.monotonic() - max(came_at, asked_at) > ASKED_AGAIN_S:  # the end is said once, until asked again
+            if time.monotonic() - heard_at > ASKED_AGAIN_S:  # the end is said once, until asked again
                 committed.assign([TopicPartition(topic, partition, states[partition].offset) for partition in behind])
-                asked_at = time.monotonic()
+                heard_at = time.monotonic()
             records: dict[int, list[Record]] = {}
             offsets: dict[int, int] = {}
             for message in committed.consume(10_000, 0.2):
@@ -98,6 +98,7 @@ def recover(
             for partition, some in records.items():
                 states[partition].save(some, offsets[partition], {})
                 replayed, came_at = replayed + len(some), time.monotonic()
+                heard_at = came_at
     for state in states.values():
         state.flush()  # and with it the timers of what was replayed
     log.info("state of partitions %s is current (%d records replayed)", sorted(states), replayed)

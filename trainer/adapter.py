@@ -92,10 +92,8 @@ class States:
     Raises StoreUnavailable when the disk has no room for it.
     """
 
-    def __init__(
-        self, lengths: Sequence[int], dimensions: int, device: torch.device, mine: Sequence[int] | None = None
-    ) -> None:
-        """`mine`: the texts that this rank keeps, all by default. Of others it may keep and give anything."""
+    def __init__(self, lengths: Sequence[int], dimensions: int, device: torch.device, mine: Sequence[int]) -> None:
+        """`mine`: the texts that this rank keeps. Of others it may keep and give anything."""
         self._lengths = torch.tensor(lengths)
         self._starts = self._lengths.cumsum(0) - self._lengths
         self._dimensions = dimensions
@@ -103,8 +101,8 @@ class States:
         on_device = device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] / 2
         self._file: BinaryIO | None = None
         if not on_device and size > CACHE_BYTES:
-            whole = mine is None or len(mine) == len(lengths)
-            self._file = _room([(0, size)] if whole else [self._span(row) for row in mine or ()])
+            whole = len(mine) == len(lengths)
+            self._file = _room([(0, size)] if whole else [self._span(row) for row in mine])
         where = device if on_device else torch.device("cpu")
         self._space = torch.empty(0 if self._file else sum(lengths), dimensions, device=where)
 

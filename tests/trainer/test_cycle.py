@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from accrual.contract import load_contracts
 from accrual.errors import ContractError
 from accrual.lake import open_lake, open_lake_for_writing
 from accrual.lake_tables import TABLES
-from accrual.ledger import Evaluation, Run
+from accrual.ledger import Run
 from accrual.predictor import Predictor
 from accrual.training_policy import Retention, Slices
 from tests.trainer.world import START, STREAM, World
@@ -385,46 +384,6 @@ def test_the_gate_is_asked_about_what_both_models_said_of_each_row(
         assert losses == [LARGEST_LOSS]
         assert set(counts[0].tolist()) == {0.5, 1.0}
         assert sum(len(of_one) for of_one in slices.values()) == len(gains[0]) == ours.rows
-
-
-def test_a_challenger_is_counted_unless_it_failed_before_it_was_judged() -> None:
-    def run_of(version: int, state: Any) -> Run:
-        return Run(
-            run_id=f"r{version}",
-            stream=STREAM,
-            version=version,
-            parent="desk@0",
-            windows=[version],
-            snapshot_id=1,
-            rows_new=1,
-            rows_replayed=0,
-            seed=1,
-            digest=None,
-            state=state,
-            reason="",
-            seconds=1.0,
-            at=datetime(2026, 1, 1, tzinfo=UTC),
-        )
-
-    judged = Evaluation(
-        stream=STREAM,
-        run_id="r3",
-        window=4,
-        model="desk@3",
-        role="challenger",
-        rows=1,
-        accuracy=1.0,
-        auroc=None,
-        brier=0.0,
-        log_loss=0.0,
-        ece=0.0,
-        coverage=1.0,
-        at=datetime(2026, 1, 1, tzinfo=UTC),
-    )
-    states = ["rejected", "failed", "failed", "promoted", "trained"]
-    said = Said()
-    said.say([*map(run_of, range(1, 6), states), judged])
-    assert [said.trial(run_of(version, "trained")) for version in (1, 2, 3, 4, 5)] == [1, 2, 2, 3, 4]
 
 
 def test_what_balancing_shifts_is_added_to_the_head_and_taken_off_where_a_warm_start_begins(

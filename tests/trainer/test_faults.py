@@ -213,42 +213,41 @@ def test_what_nobody_foresaw_in_a_training_is_a_recorded_failure(
     assert states(world)[-1] == (2, "trained")
 
 
-def test_what_nobody_foresaw_in_one_stream_holds_up_no_other(
-    world: World, keep_training: Keep, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("step", "error", "said"),
+    [
+        ("select", KeyError("text"), "desk cannot go on: 'text'"),
+        ("make_challenger", StoreUnavailable("the disk is full"), "desk waits: the disk is full"),
+    ],
+    ids=["nobody foresaw", "too small a disk"],
+)
+def test_what_goes_wrong_in_one_stream_holds_up_no_other(
+    step: str,
+    error: Exception,
+    said: str,
+    world: World,
+    keep_training: Keep,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    other, select = another_stream(world), cycle.select
+    other, whole = another_stream(world), getattr(cycle, step)
 
     def broken(*_: object) -> None:
-        raise KeyError("text")
+        raise error
 
     world.seal()
-    monkeypatch.setattr(cycle, "select", broken)
+    monkeypatch.setattr(cycle, step, broken)
     seen: list[list[tuple[int, str]]] = []
 
     def mend() -> None:
         seen.append(states(world))
-        monkeypatch.setattr(cycle, "select", select)
+        monkeypatch.setattr(cycle, step, whole)
 
     keep_training(mend, streams=(STREAM, other))
     assert seen == [[]]
     assert [g.model for g in world.said()[2]] == ["desk@0", "other@0"]
-    assert any("desk cannot go on: 'text'" in record.getMessage() and record.exc_info for record in caplog.records)
-    assert states(world) == [(1, "trained")], "tried again"
-
-
-def test_a_disk_that_is_too_small_for_one_stream_holds_up_no_other(
-    world: World, keep_training: Keep, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    other, make = another_stream(world), cycle.make_challenger
-
-    def full(*_: object) -> str:
-        raise StoreUnavailable("the disk is full")
-
-    world.seal()
-    monkeypatch.setattr(cycle, "make_challenger", full)
-    keep_training(lambda: monkeypatch.setattr(cycle, "make_challenger", make), streams=(STREAM, other))
-    assert [g.model for g in world.said()[2]] == ["desk@0", "other@0"]
-    assert any("desk waits: the disk is full" in record.getMessage() for record in caplog.records)
+    [record] = [record for record in caplog.records if said in record.getMessage()]
+    assert bool(record.exc_info) == isinstance(error, KeyError), "where it was is in the log, if nobody foresaw it"
     assert states(world) == [(1, "trained")], "tried again"
 
 

@@ -267,6 +267,13 @@ def test_a_champion_has_declined_by_what_it_is_worse_than_on_the_last_window_tha
     assert len(asked) == 1
 
 
+def test_a_challenger_is_counted_unless_it_failed_before_it_was_judged() -> None:
+    states = ["rejected", "failed", "failed", "promoted", "trained"]
+    runs = [run(version, [version], state) for version, state in enumerate(states, start=1)]
+    said = told(*runs, evaluation(3, 4, "challenger", 0.0))
+    assert [said.trial(one) for one in runs] == [1, 2, 2, 3, 4]
+
+
 def test_the_time_of_a_run_is_when_it_was_said_first() -> None:
     said = told(run(1, [1], "trained"), run(1, [1], "promoted", at=NOW + timedelta(days=40)))
     assert [before.at for before in runs_before(said, STREAM)] == [NOW]
