@@ -409,16 +409,17 @@ def _training_mistakes(contract: Contract) -> list[tuple[str, str]]:
             found.append((f"training.triggers.{name}", str(exc)))
     if training.control is not None:
         found += control_mistakes(training.control, inputs, in_template)
-    if training.replay_by == "slice" and not (contract.quality and contract.quality.slices):
-        found.append(("training.replay_by", "`slice` draws by the inputs in quality.slices: name some there"))
+    found += [
+        (f"training.{name}", f"`{value}` draws by the inputs in quality.slices: name some there")
+        for name, value in (("replay_by", "slice"), ("prefer", "rare"))
+        if getattr(training, name) == value and not (contract.quality and contract.quality.slices)
+    ]
     if not contract.output.one_of_classes:
         found += [
             (f"training.{name}", f"`{getattr(training, name)}` needs one class a row; output.task is not that")
-            for name, only in (("balance", "none"), ("prefer", "newest"))
-            if getattr(training, name) != only
+            for name, values in (("balance", ("sqrt", "equal")), ("prefer", ("uncertain",)), ("replay_by", ("label",)))
+            if getattr(training, name) in values
         ]
-        if training.replay_by == "label":
-            found.append(("training.replay_by", "`label` needs one class a row; output.task is not that"))
     if contract.output.task == "text" and training.calibration not in ("auto", "none", "temperature"):
         found.append(("training.calibration", "a text has a temperature or none: write auto, temperature or none"))
     if contract.output.writes:
@@ -426,8 +427,9 @@ def _training_mistakes(contract: Contract) -> list[tuple[str, str]]:
             found.append(("training.max_tokens", "counts prompt and text: above output.max_new_tokens"))
         if (training.base_model or "minilm") == "minilm":
             found.append(("training.base_model", "texts need a model that writes: `smollm2`, a folder or a name"))
-    if training.cohort == "ipw" and training.prefer == "uncertain":
-        found.append(("training.prefer", "`uncertain` with `cohort: ipw`: its weights need a sample drawn at random"))
+    if training.cohort == "ipw" and training.prefer != "newest":
+        problem = f"`{training.prefer}` with `cohort: ipw`: its weights need a sample drawn at random"
+        found.append(("training.prefer", problem))
     return found
 
 

@@ -134,7 +134,7 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     calibration: Literal["auto", "none", "temperature", "platt", "beta", "isotonic"] = "auto"
     seed: int = 17
     cohort: Literal["mature", "ipw", "observed"] = "mature"
-    prefer: Literal["newest", "uncertain"] = "newest"
+    prefer: Literal["newest", "uncertain", "rare"] = "newest"
     replay_by: Literal["random", "label", "slice"] = "random"
     balance: Literal["none", "sqrt", "equal"] = "none"
     control: Control | None = None

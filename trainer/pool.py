@@ -23,7 +23,8 @@ KEPT_BACK = 0.12  # of the new rows, the latest: later than what is trained on, 
 class Found(msgspec.Struct, frozen=True):
     """A row as it was found. `margin`: how much surer the model was of its likeliest class than of the next.
 
-    `of_label`: the share of its label among all rows that could have been drawn with it.
+    `of_label`: the share of its label among all rows that could have been drawn with it. `of_slice`: how many rows of
+    the new windows are in its slice.
     """
 
     row: Row
@@ -32,6 +33,7 @@ class Found(msgspec.Struct, frozen=True):
     margin: float
     excluded: str | None
     of_label: float
+    of_slice: int
 
     @property
     def order(self) -> tuple[datetime, str]:
@@ -76,15 +78,18 @@ class Pool:
 
 
 def _rank_of(contract: Contract, seed: int) -> Callable[[Found], Any]:
-    """What is greater the rather a row is learned from: the newest, or those that the model was least sure of.
+    """What is greater the rather a row is learned from: the newest, those that the model was least sure of, or those of
+    the slices with the fewest rows.
 
-    How sure it was depends on the inputs only. Its mistakes are not preferred: a choice by label would teach that they
-    are common. Weights by arrival stand for a sample drawn at random, so with them it is.
+    Both depend on the inputs only. The model's mistakes are not preferred: a choice by label would teach that they are
+    common. Weights by arrival stand for a sample drawn at random, so with them it is.
     """
     if contract.training.cohort == "ipw":
         return lambda found: -int.from_bytes(hashlib.md5(f"{found.row.prediction_id}:{seed}".encode()).digest())
     if contract.training.prefer == "uncertain":
         return lambda found: (-found.margin, found.order)
+    if contract.training.prefer == "rare":
+        return lambda found: (-found.of_slice, found.order)
     return lambda found: found.order
 
 

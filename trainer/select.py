@@ -1,7 +1,8 @@
 """Select: which rows a challenger learns from, what each counts, and which are kept back to calibrate it.
 
     fresh        the rows of the new windows, and younger ones where `training.cohort` says so; of more than
-                 `training.max_rows` the newest, or those that the model was least sure of (`training.prefer`)
+                 `training.max_rows` the newest, those that the model was least sure of, or the rarest
+                 (`training.prefer`)
     calibrate    the latest rows of the new windows, kept back: as they come, whatever is preferred or balanced
     older        a sample of the rows before, so that what was learned is not lost
 
@@ -17,7 +18,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from itertools import islice
 from typing import Any
 
 import msgspec
@@ -100,7 +100,7 @@ labeled as not materialized (
         case when observed_at is null then $horizon_us
             else least(greatest(epoch_us(observed_at - predicted_at), 0), $horizon_us) end as delay_us,
         list_reverse_sort((output->'$.probabilities.*')::double[]) as said,
-        coalesce(said[1] - coalesce(said[2], 0), 1) as margin,
+        coalesce(said[1] - coalesce(said[2], 0), 1) as margin, 0.0 as of_label, 0 as of_slice,
         case when prediction_id in (select prediction_id from held) then 'quarantined'
             when prediction_id in (select prediction_id from erased_ids) then 'erased'
             when {held_out} then 'held_out' end as excluded
@@ -120,12 +120,6 @@ _JUDGED = "left(md5(prediction_id || ':judged'), 8) < $judged"
 _HELD_OUT = "left(md5(prediction_id || ':held out'), 8) < $held_out"
 # An order that only id and seed decide: a sample that any engine draws again.
 _BY_CHANCE = "md5(prediction_id || $salt), prediction_id"
-_STRATA = {
-    "random": "",
-    "label": f"row_number() over (partition by label order by {_BY_CHANCE}),",
-    "slice": f"""row_number() over (partition by list_filter(json_extract_string(inputs, $paths::varchar[]),
-        lambda value: value is not null)::varchar order by {_BY_CHANCE}),""",
-}
 
 
 def sealed_windows(lake: Lake, stream: str) -> list[Window]:
@@ -171,13 +165,14 @@ def select(lake: Lake, contract: Contract, new: Sequence[Window], seed: int) -> 
         ages = ages_of(lake, contract, max(reached, until), new[0].from_time, apart, until)
         fresh = _weighted(fresh, arrival_weights(np.array([found.delay_us for found in fresh], dtype=np.int64), ages))
     chosen = {found.row.prediction_id for found in (*fresh, *calibrate)}
-    older = _older(lake, contract, until, chosen, int(size * training.replay), seed)
+    drawn = _older(lake, contract, until, chosen, int(size * training.replay), seed)
+    older = [found for found in drawn if not found.excluded]
     replayed = {found.row.prediction_id for found in older}
 
     in_order = [found.row for found in sorted([*older, *fresh], key=lambda found: (found.at, found.row.prediction_id))]
     kept, merged = without_duplicates(in_order)
     natural = weight_by_label([found.row for found in fresh])
-    for label, weight in _natural_of(contract, older).items():
+    for label, weight in _natural_of(contract, drawn).items():
         natural[label] = natural.get(label, 0.0) + weight
     learn = balanced(kept, training.balance)
     parts = [(row, "replay" if row.prediction_id in replayed else "new") for row in (*learn, *merged)]
@@ -206,7 +201,7 @@ def _in_order(
     drawn = "true"
     if window.trainable > most:
         drawn, span["judged"] = _JUDGED, _digits_below(most / window.trainable)
-    ask = f"select * exclude (said), 0.0 as of_label from labeled where {drawn} order by predicted_at, prediction_id"
+    ask = f"select * exclude (said) from labeled where {drawn} order by predicted_at, prediction_id"
     rows = _found(lake, contract, ask, _IN_WINDOWS, span, read_by)
     return (found.row for found in rows if found.excluded in wanted)
 
@@ -218,40 +213,60 @@ def _fresh(lake: Lake, contract: Contract, windows: Sequence[Window], reached: d
     if reached is not None:
         span["reached"] = reached
         when, which = "predicted_at >= $since and predicted_at <= greatest($until, $reached)", _IN_WINDOWS_OR_COME
-    ask = f"select * exclude (said), 0.0 as of_label from labeled where {which}"
+    of_slice = "of_slice"
+    if contract.training.prefer == "rare":
+        own, paths = _slice_of(contract)
+        span |= paths
+        of_slice = f"count(*) filter (excluded is null) over (partition by {own})"
+    ask = f"select * exclude (said) replace ({of_slice} as of_slice) from labeled where {which}"
     return _found(lake, contract, ask, when, span)
 
 
 def _older(lake: Lake, contract: Contract, until: datetime, without: set[str], wanted: int, seed: int) -> list[Found]:
-    """A sample of `wanted` rows before `until` that are not in `without`: at random, or evenly over strata."""
+    """A sample of `wanted` rows before `until` that are not in `without`: at random, or evenly over strata.
+
+    Those that were drawn and are left out, which only the contract can tell, are among them, beyond those wanted.
+    """
     by = contract.training.replay_by
-    span: dict[str, Any] = {"until": until, "salt": f":{seed}"}
-    if by == "slice":
-        span["paths"] = _slice_paths(contract)
-    # Where exposed rows are left out, which only the contract can tell, the sample goes on until it is full.
+    stratum, paths = _slice_of(contract) if by == "slice" else (by, {})
+    strata = "" if by == "random" else f"row_number() over (partition by {stratum} order by {_BY_CHANCE}),"
+    # Where exposed rows are left out, the sample goes on until it is full.
     limit = "" if _leaves_out_exposed(contract) else f"limit {wanted}"
-    of_label = "count(*) over (partition by label) / count(*) over ()" if by == "label" else "0.0"
+    of_label = "count(*) over (partition by label) / count(*) over ()" if by == "label" else "of_label"
     ask = f"""
-        select * exclude (said), {of_label} as of_label from labeled
+        select * exclude (said) replace ({of_label} as of_label) from labeled
         where excluded is null and prediction_id not in (select prediction_id from chosen)
-        order by {_STRATA[by]} {_BY_CHANCE} {limit}
+        order by {strata} {_BY_CHANCE} {limit}
     """
     chosen = pa.table({"prediction_id": pa.array(sorted(without), pa.string())})
     with lake.with_tables({"chosen": chosen}):
-        found = _found(lake, contract, ask, "predicted_at < $until", span)
-        return list(islice((one for one in found if not one.excluded), wanted))
+        found = _found(lake, contract, ask, "predicted_at < $until", {"until": until, "salt": f":{seed}", **paths})
+        return list(_until(found, wanted))
+
+
+def _until(coming: Iterator[Found], wanted: int) -> Iterator[Found]:
+    """Rows as they come, until `wanted` of them are not left out."""
+    while wanted > 0 and (found := next(coming, None)) is not None:
+        yield found
+        wanted -= not found.excluded
 
 
 def _leaves_out_exposed(contract: Contract) -> bool:
     return contract.training.control is not None and contract.training.control.weight == 0
 
 
-def _natural_of(contract: Contract, older: Sequence[Found]) -> Mapping[str, float]:
-    """What each label would weigh among the older rows if these had been drawn at random."""
+def _natural_of(contract: Contract, drawn: Sequence[Found]) -> Mapping[str, float]:
+    """What each label would weigh among the older rows if these had been drawn at random, as many of them.
+
+    Drawn evenly over labels, each stands for as many of its label as there are of it for one that was drawn.
+    """
+    older = [found.row for found in drawn if not found.excluded]
     if contract.training.replay_by != "label":
-        return weight_by_label([found.row for found in older])
-    shares = {found.row.label: found.of_label for found in older}
-    return {label: share * len(older) for label, share in shares.items()}
+        return weight_by_label(older)
+    of_label = Counter(found.row.label for found in drawn)
+    stands_for = {found.row.label: found.of_label / of_label[found.row.label] for found in drawn}
+    size = len(older) / sum(stands_for[row.label] for row in older) if older else 0.0
+    return {label: weight * stands_for[label] * size for label, weight in weight_by_label(older).items()}
 
 
 def _found(
@@ -285,7 +300,8 @@ def _read(contract: Contract, found: Mapping[str, Any], read_by: Contract | None
     if excluded in (None, "held_out"):  # what is held out judges, so it must be a row that counts
         outside = not contract.output.accepts(row.label)
         excluded = "outside" if outside else "exposed" if weight == 0 else excluded
-    return Found(row, found["predicted_at"], found["delay_us"], found["margin"], excluded, found["of_label"])
+    rarity = found["of_label"], found["of_slice"]
+    return Found(row, found["predicted_at"], found["delay_us"], found["margin"], excluded, *rarity)
 
 
 def _digits_below(share: float) -> str:
@@ -300,11 +316,17 @@ def _weighted(rows: Sequence[Found], weights: np.ndarray[Any, np.dtype[np.float6
     ]
 
 
-def _slice_paths(contract: Contract) -> list[str]:
-    """Where in the inputs' JSON the slices are, by each of their names."""
-    slices = contract.quality.slices if contract.quality is not None else []
-    names = [name for own in slices for name in (own, *contract.inputs[own].names_before)]
-    return ['$."' + name.replace("\\", "\\\\").replace('"', '\\"') + '"' for name in names]
+def _slice_of(contract: Contract) -> tuple[str, dict[str, str]]:
+    """SQL for the values of the inputs in `quality.slices`, null where one is missing, and its parameters."""
+    paths: dict[str, str] = {}
+    values = []
+    for own in contract.quality.slices if contract.quality is not None else []:
+        found = []
+        for name in (own, *contract.inputs[own].names_before):
+            found.append(f"json_extract_string(inputs, $path_{len(paths)})")
+            paths[f"path_{len(paths)}"] = '$."' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        values.append(f"coalesce({', '.join(found)})")
+    return f"to_json([{', '.join(values)}])", paths
 
 
 def _table(parts: Sequence[tuple[Row, str]]) -> pa.Table:

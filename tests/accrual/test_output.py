@@ -110,6 +110,11 @@ def test_what_was_written_stands_behind_its_prompt(tmp_path: Path) -> None:
             "training.replay_by",
             "needs one class a row",
         ),
+        (
+            {"output": {"task": "score"}, "training": BASE["training"] | {"prefer": "rare"}},
+            "training.prefer",
+            "`rare` draws by the inputs in quality",
+        ),
         ({"output": {"task": "ranking"}, "training": PAIR | {"second_template": "x"}}, "training.second_template", "{"),
         ({"output": {"task": "text"}}, "training.base_model", "texts need a model that writes"),
         ({"output": {"task": "thumbs"}}, "training.completions", "a row of a thumbs needs 1: each text that is judged"),

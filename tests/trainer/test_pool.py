@@ -35,7 +35,7 @@ def rows(draw: st.DrawFn) -> list[Found]:
         )
     )
     return [
-        Found(Row(f"p-{n:02}", "text", "label"), START + timedelta(minutes=minute), 0, margin, excluded, 0.0)
+        Found(Row(f"p-{n:02}", "text", "label"), START + timedelta(minutes=minute), 0, margin, excluded, 0.0, n % 3)
         for n, (minute, margin, excluded) in enumerate(drawn)
     ]
 
@@ -50,6 +50,8 @@ def among_all(found: list[Found], most: int, how: str) -> tuple[list[Found], lis
     rest = [one for one in there if one not in calibrate]
     if how == "uncertain":
         places = sorted(range(len(rest)), key=lambda place: (rest[place].margin, -place))
+    elif how == "rare":
+        places = sorted(range(len(rest)), key=lambda place: (rest[place].of_slice, -place))
     elif how == "ipw":
         drawn = [hashlib.md5(f"{one.row.prediction_id}:{SEED}".encode()).digest() for one in rest]
         places = sorted(range(len(rest)), key=drawn.__getitem__)
@@ -58,7 +60,7 @@ def among_all(found: list[Found], most: int, how: str) -> tuple[list[Found], lis
     return [rest[place] for place in sorted(places[: size - kept_back])], calibrate
 
 
-@pytest.mark.parametrize("how", ["newest", "uncertain", "ipw"])
+@pytest.mark.parametrize("how", ["newest", "uncertain", "rare", "ipw"])
 @given(found=rows(), most=st.integers(10, 40), mixed=st.randoms())
 def test_it_chooses_as_if_all_rows_were_at_hand(how: str, found: list[Found], most: int, mixed: Any) -> None:
     options = {"cohort": "ipw"} if how == "ipw" else {"prefer": how}
@@ -75,7 +77,7 @@ def test_it_chooses_as_if_all_rows_were_at_hand(how: str, found: list[Found], mo
 def test_it_keeps_no_more_than_may_be_chosen() -> None:
     pool = Pool(contract(max_rows=100), UNTIL, SEED)
     for n in range(10_000):
-        pool.add(Found(Row(f"p-{n:05}", "t", "l"), START + timedelta(seconds=n), 0, 0.5, None, 0.0))
+        pool.add(Found(Row(f"p-{n:05}", "t", "l"), START + timedelta(seconds=n), 0, 0.5, None, 0.0, 0))
     assert len(pool._best) == 100 and len(pool._latest) == 12
     fresh, calibrate = pool.chosen()
     assert (len(fresh), len(calibrate)) == (88, 12)

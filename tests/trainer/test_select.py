@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from datetime import timedelta
+from math import exp, log
 from pathlib import Path
 
 import msgspec
@@ -160,6 +161,30 @@ def test_of_more_rows_than_wanted_the_newest_or_the_least_sure_are_taken(books: 
     assert ids(unsure, "new") == set(sorted(margins, key=lambda i: margins[i])[:18])
 
 
+def test_of_more_rows_than_wanted_those_of_rare_slices_are_taken_if_the_contract_says_so(books: Books) -> None:
+    queues = {0: "rare", 1: "seldom", 2: "seldom", 3: "rare"}
+    books.add(*(case | {"inputs": {"queue": queues.get(n % 10, "usual")}} for n, case in enumerate(simple(100))))
+    held = [{"prediction_id": f"p-{n:03d}", "rule": "r", "state": "quarantined"} for n in range(3, 100, 10)]
+    books.put("quarantine", *held)  # so they do not make the queue less rare
+    books.seal(10)
+    newest = chosen(books, books.contract("replay: 0, max_rows: 30"))
+    rare = chosen(books, books.contract("replay: 0, max_rows: 30, prefer: rare"))
+    assert ids(rare, "calibrate") == ids(newest, "calibrate") == {"p-097", "p-098", "p-099"}
+    all_rare, all_seldom = set(range(0, 100, 10)), {n for n in range(100) if n % 10 in (1, 2)}
+    assert ids(rare, "new") == {f"p-{n:03d}" for n in all_rare | set(sorted(all_seldom)[-17:])}
+
+
+def test_a_value_that_is_missing_keeps_its_place_among_the_slices(books: Books) -> None:
+    """`acted_on` alone and `held_out` alone are two slices, though both are one value of two."""
+    acted, held = {"acted_on": True}, {"held_out": True}
+    books.add(*(case | {"inputs": acted if n % 10 == 0 else held} for n, case in enumerate(simple(100))))
+    books.seal(10)
+    contract = books.contract("replay: 0, max_rows: 10, prefer: rare")
+    quality = msgspec.structs.replace(contract.quality, slices=["acted_on", "held_out"])
+    chosen_ids = ids(chosen(books, msgspec.structs.replace(contract, quality=quality)), "new")
+    assert chosen_ids == {f"p-{n:03d}" for n in range(10, 100, 10)}
+
+
 @pytest.mark.parametrize(("by", "most"), [("label", "bad"), ("slice", "rare")])
 def test_older_rows_are_drawn_evenly_over_labels_or_slices_if_the_contract_says_so(
     books: Books, by: str, most: str
@@ -183,9 +208,29 @@ def test_older_rows_are_drawn_evenly_over_labels_or_slices_if_the_contract_says_
         assert evenly.shift == {}
 
 
-def _log_ratio(natural: float, learned: float) -> float:
-    from math import log
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_older_rows_that_are_drawn_by_label_are_corrected_to_shares_by_what_each_counts(
+    books: Books, weight: float
+) -> None:
+    """Of those that the model acted on all are good, of the control arm one in five is bad."""
+    cases = [case | {"inputs": {"acted_on": n % 2 == 0}} for n, case in enumerate(simple(400))]
+    books.add(*(case | ({"label": "bad"} if n % 10 == 1 else {}) for n, case in enumerate(cases)))
+    books.seal(40)
+    books.add(*simple(40, 400))
+    books.seal(44)
+    control = f"control: {{exposure: acted_on, weight: {weight}}}"
+    contract = books.contract(f"replay: 2, replay_by: label, {control}")
+    ratios = []
+    for seed in range(10):
+        evenly = chosen(books, contract, seed=seed)
+        learned = weight_by_label(evenly.learn)
+        ratios.append(learned["bad"] / learned["good"] * exp(evenly.shift["bad"] - evenly.shift["good"]))
+    mass = 80 * (200 + 200 * weight) / (400 if weight else 200)  # of 80 rows of these that were drawn at random
+    bad = mass * 40 / (200 + 200 * weight)
+    assert sum(ratios) / 10 == pytest.approx(bad / (mass - bad + 36), rel=0.1)
 
+
+def _log_ratio(natural: float, learned: float) -> float:
     return log(natural) - log(learned)
 
 
@@ -259,7 +304,8 @@ def test_a_sample_of_the_weighted_is_drawn_at_random(young: Books) -> None:
         ("control: {holdout: held_out, propensity: acted_on}", "'acted_on' is not an input of `type: number`"),
         ("control: {exposure: acted_on, propensity: chance}", "name `holdout` too"),
         ("control: {exposure: acted_on, weight: 2}", "0 to 1"),
-        ("prefer: uncertain, cohort: ipw", "its weights need a sample drawn at random"),
+        ("prefer: uncertain, cohort: ipw", "`uncertain` with `cohort: ipw`: its weights need a sample drawn at random"),
+        ("prefer: rare, cohort: ipw", "`rare` with `cohort: ipw`: its weights need a sample drawn at random"),
         ("cohort: naive", "Invalid enum value"),
         ("balance: yes please", "Invalid enum value"),
     ],
@@ -307,7 +353,7 @@ def test_what_is_a_label_is_for_the_contract_to_say(
 ) -> None:
     contract = load_contract(Path(__file__).parents[2] / "schemas" / "contracts" / f"{stream}.yaml")
     row = {"prediction_id": "p", "revision": 1, "inputs": encode(inputs).decode(), "predicted_at": START}
-    row |= {"delay_us": 0, "margin": 1.0, "excluded": None, "of_label": 0.0}
+    row |= {"delay_us": 0, "margin": 1.0, "excluded": None, "of_label": 0.0, "of_slice": 0}
     assert _read(contract, row | {"label": label}, None).excluded is None
     if outside is not None:
         assert _read(contract, row | {"label": outside}, None).excluded == "outside"
