@@ -51,7 +51,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     `start`: whether training went on from the base or from the parent's adapter and head. `base_digest` is None for a
     constant model, which needs no base. So that the base's abilities are kept, it was trained with `levers` beside the
     contract's options (trainer/retention.py), and the adapter's part then multiplied with `adapter_scale`; `retention`
-    is how far above the base it is on the contract's probe. `files` maps relative names to SHA-256.
+    is how far above the base it is on the contract's probe, whose file has `probe_digest`. `files` maps relative names
+    to SHA-256.
     """
 
     v: int = VERSION
@@ -73,6 +74,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     levers: list[str] = []
     adapter_scale: float = 1.0
     retention: float | None = None
+    probe_digest: str | None = None
     selection: dict[str, int] = {}
     files: dict[str, str] = {}
 

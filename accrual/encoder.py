@@ -226,12 +226,20 @@ def base_folder(base: str) -> Path:
         ) from exc
 
 
-@lru_cache(maxsize=8)
 def base_digest(folder: Path) -> str:
-    """One SHA-256 for a base model: over its configuration's and weights' names and digests."""
+    """One SHA-256 for a base model: over its configuration's and weights' names and digests.
+
+    Files that are as they were, by size and time of change, are not read again.
+    """
     files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
     try:
-        lines = [f"{sha256_of(path)}  {path.name}\n" for path in files]
+        as_they_are = [(path, path.stat()) for path in files]
+        return _digest_of(tuple((path, stat.st_size, stat.st_mtime_ns, stat.st_ino) for path, stat in as_they_are))
     except OSError as exc:
         raise ConfigError(f"base model in {folder}: {exc}") from exc
+
+
+@lru_cache(maxsize=8)
+def _digest_of(files: tuple[tuple[Path, int, int, int], ...]) -> str:
+    lines = [f"{sha256_of(path)}  {path.name}\n" for path, *_ in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -256,6 +256,7 @@ class Read(NamedTuple):
             brier=_by_row(self.counts, self.squares - 2 * np.exp(self.log_p) + 1),
             log_loss=_by_row(self.counts, -self.log_p),
             hits=_by_row(self.counts, self.right),
+            questions=self.counts,
             said=self.largest,
             happened=self.right,
         )

@@ -198,12 +198,21 @@ def interval_of_auroc(positive: Floats, is_positive: NDArray[np.bool_]) -> tuple
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def interval_of_ece(said: NDArray[np.float64], happened: NDArray[np.float64]) -> tuple[float, float]:
-    """95% confidence interval of `ece` by the basic bootstrap: twice what was found less what resamples show."""
+def interval_of_ece(
+    said: NDArray[np.float64], happened: NDArray[np.float64], questions: NDArray[np.int64]
+) -> tuple[float, float]:
+    """95% confidence interval of `ece` by the basic bootstrap: twice what was found less what resamples show.
+
+    `questions`: how many of the events each row has. Rows are drawn, with all of theirs, since those of a row go
+    together.
+    """
     bins, differences = _equal_widths(said), said - happened
-    found, chance = _gap(bins, differences), np.random.default_rng(len(bins))
-    drawn = (chance.integers(len(bins), size=len(bins)) for _ in range(_RESAMPLES))
-    low, high = np.quantile([_gap(bins[rows], differences[rows]) for rows in drawn], [0.025, 0.975])
+    found, chance = _gap(bins, differences), np.random.default_rng(len(questions))
+    gaps = []
+    for _ in range(_RESAMPLES):
+        times = np.bincount(chance.integers(len(questions), size=len(questions)), minlength=len(questions))
+        gaps.append(_gap(bins, differences, np.repeat(times, questions)))
+    low, high = np.quantile(gaps, [0.025, 0.975])
     return max(0.0, 2 * found - float(high)), max(0.0, 2 * found - float(low))
 
 
@@ -221,8 +230,10 @@ def _equal_widths(said: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.minimum((said * BINS).astype(np.int64), BINS - 1)
 
 
-def _gap(bins: NDArray[np.int64], differences: NDArray[np.float64]) -> float:
-    return float(np.abs(np.bincount(bins, weights=differences)).sum() / len(bins))
+def _gap(bins: NDArray[np.int64], differences: NDArray[np.float64], times: NDArray[np.int64] | None = None) -> float:
+    """`times`: how often each counts; once by default."""
+    weighted = differences if times is None else differences * times
+    return float(np.abs(np.bincount(bins, weights=weighted)).sum() / (len(bins) if times is None else times.sum()))
 
 
 def _ranks(values: Floats) -> NDArray[np.float64]:

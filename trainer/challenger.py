@@ -133,7 +133,8 @@ def train_and_keep(recipe: Recipe, probe: Probe, most_loss: float) -> tuple[Made
         tuned = _train_together(_tried(recipe, levers))
         kept = keep_abilities(tuned.model, before, probe, most_loss)
         if kept.low >= -most_loss:
-            return tuned, {"levers": levers, "adapter_scale": kept.scale, "retention": round(kept.change, 4)}
+            said = {"adapter_scale": kept.scale, "retention": round(kept.change, 4), "probe_digest": probe.digest}
+            return tuned, {"levers": levers, **said}
         by = f" by {' and '.join(levers)}" if levers else ""
         lost.append(f"the {kept.what} down to {kept.low:+.4f} at {kept.scale:g}{by}")
         log.info("the base's abilities are lost: %s", lost[-1])

@@ -27,7 +27,7 @@ import msgspec
 from accrual.bundle import Manifest, read_manifest
 from accrual.config import Config
 from accrual.contract import Contract
-from accrual.errors import AccrualError, TrainingFailed
+from accrual.errors import AccrualError, BundleError, ContractError, TrainingFailed
 from accrual.lake import Lake, open_lake
 from accrual.ledger import Generation, Run
 from accrual.predictor import Predictor
@@ -162,7 +162,7 @@ class Trainer:
 
     def _publish_generation_0(self, contract: Contract) -> Generation:
         """What the contract alone can give: the champion that every later generation is measured against."""
-        digest = self._generation_0(contract)
+        digest = self._made_of(contract)
         generation = Generation(
             stream=contract.stream,
             version=0,
@@ -222,6 +222,7 @@ class Trainer:
             at=self._now(),
         )
         self._ledger.say([run])
+        shutil.rmtree(self._checkpoints(contract.stream), ignore_errors=True)
         self._tracking.log(run)
         log.info("%s: %s after %.1f s: %s", manifest.model, run.state, run.seconds, run.reason)
 
@@ -273,9 +274,8 @@ class Trainer:
             return None, f"{type(exc).__name__}: {exc}"
 
     def _make(self, contract: Contract, champion: Generation, selection: Selection, manifest: Manifest) -> str:
-        """Train, calibrate, freeze; returns the bundle's digest. What stood on the way is no longer needed then."""
-        checkpoints = self._checkpoints(contract.stream)
-        digest = make_challenger(
+        """Train, calibrate, freeze; returns the bundle's digest."""
+        return make_challenger(
             self._store,
             self._key,
             contract,
@@ -283,11 +283,9 @@ class Trainer:
             Champion(self._predictor(champion.bundle), self._store / champion.bundle),
             selection,
             self._probes.get(contract.stream),
-            checkpoints / f"{manifest.run_id}.safetensors",
+            self._checkpoints(contract.stream) / f"{manifest.run_id}.safetensors",
             self._config.trainer.shard,
         )
-        shutil.rmtree(checkpoints, ignore_errors=True)
-        return digest
 
     def _begun_with(self, stream: str, training: str, new: Sequence[Window]) -> Sequence[Window]:
         """The windows that a training which was broken off had begun with, since its checkpoint is of these; else
@@ -316,11 +314,17 @@ class Trainer:
         """Score challenger, champion and generation 0 on the next window, and say what the gate makes of it."""
         judged = [w for w in windows if w.window in self._ledger.judged(challenger.run_id) or w == now]
         at, run_id = self._now(), challenger.run_id
-        zero_bundle = self._generation_0(contract)
-        compared = [challenger.digest or "", champion.bundle, zero_bundle]
-        models = [self._predictor(bundle) for bundle in compared]
+        zero_bundle = self._generation_0_of(contract, champion.bundle)
+        models = [self._predictor(bundle) for bundle in (champion.bundle, zero_bundle)]
         for model in models:
             check_contract(model.model, model.contract, contract)
+        try:
+            models.append(self._predictor(challenger.digest or ""))
+            check_contract(models[-1].model, models[-1].contract, contract)
+        except (BundleError, ContractError) as exc:  # those that it is compared with are whole: it is this one
+            self._ledger.say([msgspec.structs.replace(challenger, state="failed", reason=str(exc), at=at)])
+            log.error("%s cannot be judged: %s", challenger.model, exc)
+            return
         beside = tuple(sorted({name for model in models for name in model.classes}))
         ours = self._score(contract, challenger.digest or "", judged, beside)
         if not len(ours[-1].ids):
@@ -380,8 +384,21 @@ class Trainer:
     def _of_other_streams(self, stream: str) -> dict[tuple[str, int, tuple[str, ...]], Scored]:
         return {key: kept for key, kept in self._scored.items() if kept.window.stream != stream}
 
-    def _generation_0(self, contract: Contract) -> str:
-        """The bundle of generation 0, made if the store does not have it: the contract decides every byte of it."""
+    def _generation_0_of(self, contract: Contract, bundle: str) -> str:
+        """The bundle of the generation 0 that a champion goes back to, parent by parent; where one of these is gone,
+        what the contract gives today.
+        """
+        manifest = read_manifest(self._store / bundle)
+        while manifest.version > 0:
+            bundle = manifest.parent_digest or ""
+            try:
+                manifest = read_manifest(self._store / bundle)
+            except BundleError:
+                return self._made_of(contract)
+        return bundle
+
+    def _made_of(self, contract: Contract) -> str:
+        """The bundle of a generation 0, made if the store does not have it: the contract decides every byte of it."""
         base = contract.training.base_model or self._config.models.base
         found = find_frozen(self._store, generation_0_id(contract, base), "")
         return found or freeze_generation_0(self._store, self._key, contract, base)

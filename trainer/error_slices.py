@@ -3,7 +3,8 @@
 Slices are the labels, the values of inputs that have few, and groups of texts of like meaning, found by clustering the
 encoder's vectors (Eyuboglu et al. 2022, "Domino", arXiv:2203.14960, in its simplest form). They are found on the rows
 that judged the model, so a slice that stands out among many may do so by chance: its interval is widened by
-Bonferroni's rule for the number of slices looked at.
+Bonferroni's rule for the number of slices looked at. The intervals are the gate's, which hold for few rows and rare
+events too: the spread of a slice in which nothing happened yet says nothing of what may.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from statistics import NormalDist
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+
+from trainer.gate import LARGEST_LOSS, gain_within
 
 LEAST_ROWS = 20  # of a slice; fewer say nothing
 _WORD = re.compile(r"[^\W\d_]{3,}")
@@ -43,11 +45,15 @@ class SliceChange(msgspec.Struct, frozen=True):
 
 
 def slice_changes(
-    groups: Mapping[str, Sequence[str | None]], before: NDArray[np.float64], after: NDArray[np.float64]
+    groups: Mapping[str, Sequence[str | None]],
+    before: NDArray[np.float64],
+    after: NDArray[np.float64],
+    most: float = LARGEST_LOSS,
 ) -> list[SliceChange]:
     """The change of each slice of at least `LEAST_ROWS` rows, the worst after first.
 
-    `groups`: for each kind the slice of every row (None: in none). `before`, `after`: each row's Brier score.
+    `groups`: for each kind the slice of every row (None: in none). `before`, `after`: each row's Brier score, of which
+    no two could be more than `most` apart.
     """
     found = []
     for kind, names in groups.items():
@@ -56,13 +62,12 @@ def slice_changes(
             if name is not None:
                 rows_of.setdefault(name, []).append(row)
         found += [(kind, name, np.array(rows)) for name, rows in rows_of.items() if len(rows) >= LEAST_ROWS]
-    width = NormalDist().inv_cdf(1 - 0.025 / max(len(found), 1))
     changes = []
     for kind, name, rows in found:
         gains = before[rows] - after[rows]
-        gain, error = float(gains.mean()), float(gains.std(ddof=1)) / math.sqrt(len(rows))
         was, now = float(before[rows].mean()), float(after[rows].mean())
-        changes.append(SliceChange(kind, name, len(rows), was, now, gain, gain - width * error, gain + width * error))
+        low, high = gain_within(gains, 0.05 / len(found), most)
+        changes.append(SliceChange(kind, name, len(rows), was, now, float(gains.mean()), low, high))
     return sorted(changes, key=lambda change: (-change.after, change.kind, change.name))
 
 

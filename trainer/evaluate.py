@@ -155,21 +155,37 @@ def gains_of(ours: Sequence[Scored], theirs: Sequence[Scored]) -> list[NDArray[n
 
 
 def losses_of(ours: Sequence[Scored], theirs: Sequence[Scored]) -> list[float]:
-    """For each window the most that any of its rows can lose, `-gains_of`, by what both models said and whatever is
-    true.
+    """For each window the most that any of its rows can lose, `-gains_of` (`most_lost`)."""
+    return [most_lost(our.judged, their.judged) for our, their in zip(ours, theirs, strict=True)]
 
-    Where a row is one question of two answers, p of ours and q of theirs give g = 2 (q - y)^2 - 2 (p - y)^2, which is
-    least at y = 0 or y = 1. Elsewhere the loss that is possible for any two forecasts.
+
+def most_lost(ours: Judged, theirs: Judged) -> float:
+    """By how much the Brier score of ours can be above that of theirs on any row, by what both said of it and whatever
+    is true.
+
+    Where a row is one question of two answers, p of ours and q of theirs give 2 (p - y)^2 - 2 (q - y)^2, which is
+    greatest at y = 0 or y = 1. Elsewhere the loss that is possible for any two forecasts.
     """
-    return [_most_lost(our.judged, their.judged) for our, their in zip(ours, theirs, strict=True)]
+    if not (ours.binary and theirs.binary and len(ours.said)):
+        return LARGEST_LOSS
+    p, q = ours.said, theirs.said
+    return float(2 * (np.abs(p - q) * np.where(p > q, p + q, 2 - p - q)).max())
 
 
 def by_slice(parts: Sequence[Scored], gains: Sequence[NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
-    """The gains of each slice's rows, over all windows."""
-    return {
-        name: np.concatenate([of_part[part.inside(name)] for part, of_part in zip(parts, gains, strict=True)])
-        for name in sorted({name for part in parts for names in part.combinations for name in names})
-    }
+    """The gains of each slice's rows, over all windows, by name."""
+    found: dict[str, list[NDArray[np.float64]]] = {}
+    for part, of_part in zip(parts, gains, strict=True):
+        places: dict[str, list[int]] = {}  # of the combinations that a slice is in
+        for place, names in enumerate(part.combinations):
+            for name in names:
+                places.setdefault(name, []).append(place)
+        ends = np.cumsum(np.bincount(part.combination, minlength=len(part.combinations)))[:-1]
+        rows = np.split(np.argsort(part.combination, kind="stable"), ends)  # of each combination
+        for name, of_slice in places.items():
+            inside = np.sort(np.concatenate([rows[place] for place in of_slice]))
+            found.setdefault(name, []).append(of_part[inside])
+    return {name: np.concatenate(found[name]) for name in sorted(found)}
 
 
 def calibration_error_of(parts: Sequence[Scored]) -> float:
@@ -181,13 +197,6 @@ def learned_from(store: Path, bundle: str, parts: Sequence[Scored]) -> list[str]
     """The ids among the judged rows that a model learned from, in order: there must be none."""
     taught = pa.array(ids_learned_from(store, bundle), pa.string())
     return sorted(one for part in parts for one in part.ids.filter(pc.is_in(part.ids, taught)).to_pylist())
-
-
-def _most_lost(ours: Judged, theirs: Judged) -> float:
-    if not (ours.binary and theirs.binary and len(ours.said)):
-        return LARGEST_LOSS
-    p, q = ours.said, theirs.said
-    return float(2 * (np.abs(p - q) * np.where(p > q, p + q, 2 - p - q)).max())
 
 
 def _batched(rows: Iterable[Row]) -> Iterator[list[Row]]:

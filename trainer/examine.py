@@ -16,6 +16,7 @@ from accrual.lake import Lake, open_lake
 from accrual.ledger import Bin
 from accrual.predictor import Predictor
 from trainer.error_slices import SliceChange, clusters, slice_changes
+from trainer.evaluate import most_lost
 from trainer.generations import Candidate, candidate, predictor_of
 from trainer.select import LAKE_MEMORY, Window, rows_of, sealed_windows
 from trainer.weigh import Row
@@ -79,7 +80,7 @@ def examine(
     texts_of = {model.model: [model.contract.render_recorded(raw) for raw in recorded] for model in (before, after)}
     classes, texts = [*before.classes, *after.classes], texts_of[after.model]
     judged = {model.model: model.judge(texts_of[model.model], labels, classes) for model in (before, after)}
-    brier = {name: found.brier for name, found in judged.items()}
+    now, then = judged[after.model], judged[before.model]
     groups: dict[str, Sequence[str | None]] = _by_value(inputs)
     if output.task == "score":
         groups["label"] = _quarters([float(label) for label in labels])
@@ -88,13 +89,13 @@ def examine(
     vectors = after.vectors(texts)
     if vectors is not None:
         groups["texts like"] = clusters(vectors, [shown(text) for text in texts], GROUPS, seed)
-    worst = np.argsort(-brier[after.model], kind="stable")[:WORST]
+    worst = np.argsort(-now.brier, kind="stable")[:WORST]
     return Examination(
         after=after.model,
         before=before.model,
         rows=len(rows),
         reliability={name: found.reliability for name, found in judged.items()},
-        slices=slice_changes(groups, brier[before.model], brier[after.model]),
+        slices=slice_changes(groups, then.brier, now.brier, max(most_lost(now, then), most_lost(then, now))),
         worst=_worst_rows([rows[i] for i in worst], [texts[i] for i in worst], after),
     )
 

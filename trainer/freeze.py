@@ -155,9 +155,10 @@ def made_with() -> dict[str, str]:
 
 @cache
 def _code() -> str:
-    """A digest of the code that makes bundles: a version number says less."""
+    """A digest of the code that makes bundles, and of the texts it ships with: a version number says less."""
     root = Path(__file__).parents[1]
-    files = sorted(path for package in _PACKAGES for path in (root / package).rglob("*.py"))
+    files = [path for package in _PACKAGES for path in (root / package).rglob("*.py")]
+    files = sorted([*files, *(Path(__file__).parent / "probes").iterdir()])
     lines = [f"{sha256_of(path)}  {path.relative_to(root).as_posix()}\n" for path in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:12]
 

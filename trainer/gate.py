@@ -148,6 +148,25 @@ def loss_at_most(gains: Gains, alpha: float) -> float:
     return high
 
 
+def gain_within(gains: Gains, alpha: float, most: float = LARGEST_LOSS) -> tuple[float, float]:
+    """Between what the mean gain lies, but for a chance of `alpha`: however rows are distributed, and however few.
+
+    `most`: what a row could gain or lose at most, by what both models said of it (Waudby-Smith and Ramdas 2024). Each
+    end is the last mean that a bet refutes. Halves are bet on, so that all means have the same stakes, and what is won
+    falls with the mean.
+    """
+
+    def at_least(gains: Gains) -> float:
+        low, high = -most, most
+        while high - low > 1e-4 * most:
+            middle = (low + high) / 2
+            refuted = wealth((gains - middle) / 2, losses=most) >= 2 / alpha
+            low, high = (middle, high) if refuted else (low, middle)
+        return low
+
+    return (at_least(gains), -at_least(-gains)) if most > 0 else (0.0, 0.0)
+
+
 class _Guard(msgspec.Struct, frozen=True):
     """What is known of the slices: `loss_at_most` of those with enough rows, and what follows from it."""
 

@@ -94,6 +94,12 @@ class Loop:
                 self._save(checkpoint)
         for parameter, best in zip(self._trained, self._best, strict=False):
             parameter.data.copy_(best)
+        broken = torch.zeros(1, device=self._learner.device)
+        for parameter in self._trained:
+            broken += (~torch.isfinite(parameter)).sum()
+        self._ranks.add_up([broken])  # each may hold a part of the weights
+        if broken.item():
+            raise TrainingFailed("the last step made weights that are no numbers: lower training.learning_rate")
 
     def _progress(self) -> Progress:
         """A bar for whoever watches: on a terminal, of one process."""

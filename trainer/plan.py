@@ -135,14 +135,15 @@ def rises_of(
 ) -> tuple[float | None, float | None]:
     """How much worse the champion is on a window, as `scored` finds it there, than on the one that it was promoted by.
 
-    By Brier score and by ECE; not known of a generation 0, which nothing has judged.
+    By Brier score and by calibration error, without what chance adds to it: windows are of different sizes. Not known
+    of a generation 0, which nothing has judged.
     """
     champion = said.champion(stream)
     then = [e for e in said.evaluations(champion.run_id) if e.role == "challenger"] if champion else []
     if champion is None or not then:
         return None, None
-    now = scored(champion, on)
-    return float(now.judged.brier.mean()) - then[-1].brier, now.judged.ece - then[-1].ece
+    now, error = scored(champion, on).judged, then[-1].calibration_error
+    return float(now.brier.mean()) - then[-1].brier, None if error is None else now.calibration_error - error
 
 
 def _knows_nothing_of(window: Window, model: Generation | Run | None) -> bool:

@@ -16,7 +16,7 @@ from accrual.bundle import ROWS, Manifest, read_manifest, verify_bundle
 from accrual.config import Config
 from accrual.contract import Contract, load_contract
 from accrual.encoder import base_digest, base_folder
-from accrual.errors import ConfigError, LakeError
+from accrual.errors import ConfigError, ContractError, LakeError
 from accrual.lake import open_lake
 from accrual.predictor import Predictor
 from trainer.challenger import Champion, make_challenger
@@ -43,7 +43,7 @@ def rebuild(config: Config, bundle: str) -> Rebuilt:
     manifest = verify_bundle(folder, config.public_key)
     contract = load_contract(folder / "contract.yaml")
     torch.set_num_threads(int(manifest.made_with.get("threads", torch.get_num_threads())))
-    changed = [*_versions(manifest), *_base(manifest)]
+    changed = [*_versions(manifest), *_base(manifest), *_probe(contract, manifest)]
     selection: Selection | None = None
     if manifest.version and manifest.snapshot_id is not None:
         try:
@@ -72,6 +72,7 @@ def _made(config: Config, store: Path, contract: Contract, manifest: Manifest, s
         levers=[],
         adapter_scale=1.0,
         retention=None,
+        probe_digest=None,
         made_with=made_with(),
     )
     retention = contract.gate.retention
@@ -109,6 +110,18 @@ def _base(manifest: Manifest) -> Iterable[str]:
     else:
         if now != manifest.base_digest:
             yield f"base: the files of '{manifest.base}' are others than then"
+
+
+def _probe(contract: Contract, manifest: Manifest) -> Iterable[str]:
+    if contract.gate.retention is None or manifest.probe_digest is None:
+        return
+    try:
+        now = read_probe(contract.gate.retention.probe, contract.output.task).digest
+    except ContractError as exc:
+        yield str(exc)
+    else:
+        if now != manifest.probe_digest:
+            yield f"gate.retention.probe: the file '{contract.gate.retention.probe}' is another than then"
 
 
 def _rows(listed: Path, now: pa.Table) -> Iterable[str]:

@@ -48,6 +48,8 @@ def _tiles(model: Candidate) -> str:
             ("rows, new + replayed", f"{model.run.rows_new:,} + {model.run.rows_replayed:,}"),
             ("seconds", f"{model.run.seconds:,.0f}"),
         ]
+        if model.watt_hours is not None:
+            shown.append(("Wh, about", f"{model.watt_hours:.2g}"))
         if model.run.retention is not None:
             shown.append(("on the probe, against the base", f"{model.run.retention:+.4f}"))
     return tiles(shown)

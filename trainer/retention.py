@@ -21,6 +21,8 @@ one of `LEVERS` more, and again scaled if need be.
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -73,18 +75,22 @@ LEVERS: Mapping[str, Callable[[Training], Training]] = {
 
 
 class Likeness(msgspec.Struct, frozen=True):
-    """A probe of encoders: pairs of sentences, and how alike people find them."""
+    """A probe of encoders: pairs of sentences, and how alike people find them. `digest`: of its file, SHA-256."""
 
     name: str
+    digest: str
     first: list[str]
     second: list[str]
     similarity: NDArray[np.float64]
 
 
 class Writing(msgspec.Struct, frozen=True):
-    """A probe of generators: instructions and their answers, and texts, which have an empty prompt."""
+    """A probe of generators: instructions and their answers, and texts, which have an empty prompt. `digest`: of its
+    file, SHA-256.
+    """
 
     name: str
+    digest: str
     prompts: list[str]
     completions: list[str]
 
@@ -110,8 +116,8 @@ def read_probe(name: str, task: Task) -> Probe:
     Raises ContractError when it cannot be read or is too small to say anything.
     """
     if task in WRITES:
-        return _texts(name, _lines(name, _TEXTS, "prompt,completion", 2))
-    lines = _lines(name, _PAIRS, "sentence,sentence,similarity", 3)
+        return _texts(name, *_lines(name, _TEXTS, "prompt,completion", 2))
+    digest, lines = _lines(name, _PAIRS, "sentence,sentence,similarity", 3)
     try:
         rows = [(first, second, float(similarity)) for first, second, similarity in lines[_has_headings(lines) :]]
     except ValueError as exc:
@@ -119,10 +125,10 @@ def read_probe(name: str, task: Task) -> Probe:
     if len(rows) < FEWEST:
         raise ContractError(f"gate.retention.probe: {name} has {len(rows)} pairs; give at least {FEWEST}")
     first, second, similarity = zip(*rows, strict=True)
-    return Likeness(name, list(first), list(second), np.array(similarity))
+    return Likeness(name, digest, list(first), list(second), np.array(similarity))
 
 
-def _texts(name: str, lines: list[list[str]]) -> Writing:
+def _texts(name: str, digest: str, lines: list[list[str]]) -> Writing:
     rows = lines[1:] if lines[:1] == [["prompt", "completion"]] else lines
     asked = sum(bool(prompt) for prompt, _ in rows)
     if any(0 < count < FEWEST for count in (asked, len(rows) - asked)) or not rows:
@@ -130,14 +136,14 @@ def _texts(name: str, lines: list[list[str]]) -> Writing:
             f"gate.retention.probe: {name} has {len(rows) - asked} texts and {asked} instructions: give at least"
             f" {FEWEST} of a kind, or none"
         )
-    return Writing(name, [prompt for prompt, _ in rows], [completion for _, completion in rows])
+    return Writing(name, digest, [prompt for prompt, _ in rows], [completion for _, completion in rows])
 
 
-def _lines(name: str, named: Mapping[str, Path], columns: str, count: int) -> list[list[str]]:
-    """The lines of a probe's file."""
+def _lines(name: str, named: Mapping[str, Path], columns: str, count: int) -> tuple[str, list[list[str]]]:
+    """The SHA-256 of a probe's file, and its lines."""
     try:
-        with named.get(name, Path(name)).open(encoding="utf-8", newline="") as file:
-            lines = list(csv.reader(file))
+        content = named.get(name, Path(name)).read_bytes()
+        lines = list(csv.reader(io.StringIO(content.decode(), newline="")))
     except OSError as exc:
         raise ContractError(
             f"gate.retention.probe: '{name}' is none of {', '.join(named)}, and as a file it cannot be read:"
@@ -147,7 +153,7 @@ def _lines(name: str, named: Mapping[str, Path], columns: str, count: int) -> li
         raise ContractError(f"gate.retention.probe: {name} is no CSV file: {exc}") from exc
     if any(len(line) != count for line in lines):
         raise ContractError(f"gate.retention.probe: {name}: a line is not `{columns}`")
-    return lines
+    return hashlib.sha256(content).hexdigest(), lines
 
 
 def levered(training: Training, levers: Sequence[str]) -> Training:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from accrual.config import Mlflow
-from accrual.errors import NotHere
+from accrual.errors import ConfigError, NotHere
 from accrual.ledger import Evaluation, Run
 
 if TYPE_CHECKING:
@@ -20,7 +20,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_METRICS = ("accuracy", "auroc", "rank_correlation", "brier", "log_loss", "ece", "coverage", "e_value")
+_METRICS = (
+    "accuracy",
+    "auroc",
+    "rank_correlation",
+    "brier",
+    "log_loss",
+    "ece",
+    "calibration_error",
+    "coverage",
+    "e_value",
+)
 _ENDED = {"promoted": "FINISHED", "rejected": "FINISHED", "failed": "FAILED"}
 _RUN_ID = "accrual.run_id"
 # MLflow's own: eight tries of two minutes each, in which no cycle goes on. What is set in the environment holds.
@@ -31,19 +41,23 @@ class Tracking:
     """Logs runs and evaluations; one MLflow experiment for each stream, `<experiment>/<stream>`."""
 
     def __init__(self, settings: Mlflow) -> None:
-        """Raises NotHere when MLflow is configured and not installed."""
+        """Raises NotHere when MLflow is configured and not installed, ConfigError when it cannot use the address."""
         self._client: MlflowClient | None = None
         self._settings = settings
         if settings.tracking_uri:
             try:
                 from mlflow import MlflowClient
+                from mlflow.exceptions import MlflowException
             except ModuleNotFoundError as exc:
                 raise NotHere(
                     "mlflow.tracking_uri is set, and MLflow is missing: pip install 'accrual[mlflow]'"
                 ) from exc
             for name, value in _NOT_LONG.items():
                 os.environ.setdefault(name, value)
-            self._client = MlflowClient(tracking_uri=settings.tracking_uri)
+            try:
+                self._client = MlflowClient(tracking_uri=settings.tracking_uri)
+            except (MlflowException, OSError) as exc:
+                raise ConfigError(f"mlflow.tracking_uri: {settings.tracking_uri}: {exc}") from exc
 
     def log(self, run: Run, evaluations: Sequence[Evaluation] = ()) -> None:
         """Log a run as it is now, and what was measured of its model. Never raises for what MLflow does."""
@@ -61,6 +75,8 @@ class Tracking:
         for key, value in {"state": run.state, "reason": run.reason, "bundle": run.digest or ""}.items():
             client.set_tag(own, f"accrual.{key}", value)
         client.log_metric(own, "seconds", run.seconds)
+        if run.retention is not None:
+            client.log_metric(own, "retention", run.retention)
         for evaluation in evaluations:
             for name in _METRICS:
                 if (value := getattr(evaluation, name)) is not None:

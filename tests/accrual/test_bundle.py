@@ -22,6 +22,7 @@ from accrual.bundle import (
     seal_bundle,
     verify_bundle,
 )
+from accrual.encoder import base_digest
 from accrual.errors import BundleError, SigningKeyError
 from accrual.signing import load_or_make_signing_key
 
@@ -77,6 +78,17 @@ def test_the_same_content_has_the_same_digest(bundle: Path, key: Ed25519PrivateK
         (draft / "tokenizer" / "vocab.txt").write_text("a\nb\n")
         (draft / "labels.json").write_text('["a", "b"]')
         assert seal_bundle(draft, FACTS, key) == bundle.name
+
+
+def test_a_base_that_was_exchanged_in_its_place_is_another(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"one")
+    first = base_digest(tmp_path)
+    weights.write_bytes(b"two")
+    assert base_digest(tmp_path) != first
+    weights.write_bytes(b"one")
+    assert base_digest(tmp_path) == first
 
 
 def test_what_a_killed_process_left_is_cleared_after_a_day(bundle: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from accrual import scores
-from accrual.judged import judged
+from accrual.judged import Judged, judged
 from accrual.output import Output
 
 
@@ -127,6 +127,21 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     for name, least in {"accuracy": 0.9, "brier": 0.9, "log_loss": 0.9, "auroc": 0.9, "ece": 0.85}.items():
         inside = np.mean([low <= truth[name] <= high for low, high in (sample[name] for sample in samples)])
         assert least <= inside <= 0.995, name
+
+
+def test_the_interval_of_the_ece_knows_that_the_questions_of_a_row_go_together() -> None:
+    """Each row's twelve classes are there together or none is: that is as much as one question a row says."""
+
+    def rows(count: int, seed: int, questions: int) -> Judged:
+        rng = np.random.default_rng(seed)
+        said = rng.uniform(0.1, 0.6, count)
+        happened = (rng.random(count) < said + 0.06).astype(np.float64)
+        return judged(np.tile(said[:, None], questions), np.tile(happened[:, None], questions))
+
+    truth = rows(300_000, 1, 1).ece
+    for questions in (1, 12):
+        intervals = [rows(300, seed, questions).intervals["ece"] for seed in range(2, 102)]
+        assert np.mean([low <= truth <= high for low, high in intervals]) >= 0.8, questions
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60))

@@ -51,6 +51,11 @@ def test_each_model_reads_the_rows_by_the_template_that_it_was_made_with(world: 
     by_new = served.judge([contract.render({"text": text}) for text, _ in rows], [label for _, label in rows])
     assert abs(by_new.brier.mean() - judged.brier) > 0.001, "or the template would not matter"
 
+    [zero] = [e for e in world.said()[1] if e.window == 3 and e.role == "generation-0"]
+    first = Predictor.load(world.config.model_store / world.said()[2][0].bundle, world.config)
+    as_published = first.judge([text for text, _ in rows], [label for _, label in rows])
+    assert zero.brier == pytest.approx(as_published.brier.mean()), "generation 0 stays the one that was published"
+
 
 def test_inputs_that_were_recorded_under_another_name_are_read_by_both() -> None:
     contract = CONTRACTS["support-intents"]

@@ -5,7 +5,7 @@ loses is recorded, and a trainer that is killed at any step repeats nothing that
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from accrual.contract import load_contracts
 from accrual.errors import ContractError
 from accrual.lake import open_lake, open_lake_for_writing
 from accrual.lake_tables import TABLES
-from accrual.ledger import Run
+from accrual.ledger import Generation, Run
 from accrual.predictor import Predictor
 from accrual.training_policy import Retention, Slices
 from tests.trainer.world import START, STREAM, World
@@ -209,6 +209,12 @@ def test_a_challenger_that_loses_what_the_base_could_do_is_a_recorded_failure(wo
     manifest = read_manifest(world.config.model_store / (trained.digest or ""))
     assert (manifest.adapter_scale, manifest.retention) == (1.0, trained.retention)
     assert trained.retention is not None
+    probe.write_text(probe.read_text().replace("5.0", "4.0"))
+    again = rebuild(world.config, trained.digest or "")
+    assert again.changed == [f"gate.retention.probe: the file '{probe}' is another than then"]
+    probe.unlink()
+    [gone] = rebuild(world.config, trained.digest or "").changed
+    assert gone.startswith("gate.retention.probe") and "cannot be read" in gone
 
 
 def test_a_probe_that_is_not_there_is_said_when_the_trainer_starts(world: World) -> None:
@@ -341,6 +347,29 @@ def test_a_training_that_was_broken_off_goes_on_with_its_windows_though_more_are
     assert runs[0].windows == [1]
     assert given[0] == given[1], "the same checkpoint"
     assert {e.window for e in evaluations if e.role == "challenger"} == {2}, "and the window sealed since judges it"
+
+
+def test_a_bundle_that_was_frozen_and_not_said_is_found_though_more_windows_are_sealed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Ledger.say
+
+    def killed(ledger: Ledger, entries: Sequence[Any], champion: Generation | None = None) -> None:
+        if entries:
+            raise _Killed
+        real(ledger, entries, champion)
+
+    world.seal()
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "say", killed)
+        with pytest.raises(_Killed):
+            world.finish()
+    [frozen] = [one for one in world.config.model_store.glob("[!.]*") if read_manifest(one).version == 1]
+    world.seal()
+    world.finish()
+    runs, evaluations, _ = world.said()
+    assert (runs[0].digest, runs[0].windows) == (frozen.name, [1])
+    assert {e.window for e in evaluations if e.role == "challenger"} == {2}
 
 
 def test_a_bundle_that_was_being_written_when_the_trainer_died_is_none(world: World) -> None:

@@ -30,6 +30,21 @@ def test_among_many_slices_without_a_change_hardly_one_is_said_to_have_changed()
     assert said <= 8, "family-wise 5% of 50 looks is 2.5"
 
 
+@pytest.mark.parametrize(("rows", "slices"), [(1_000, 14), (1_000, 30), (5_000, 30)])
+def test_of_rare_events_chance_is_not_taken_for_a_change_either(rows: int, slices: int) -> None:
+    """Where none of a slice's few rows had the event all gains are alike, and say nothing of what one event takes."""
+    rng = np.random.default_rng(rows + slices)
+    p, q = 0.045, 0.055  # as good as each other where it happens to one row in twenty
+    most = 2 * (q - p) * (2 - p - q)
+    said = 0
+    for _ in range(40):
+        names = [str(n) for n in rng.integers(0, slices, rows)]
+        happened = rng.random(rows) < 0.05
+        changes = slice_changes({"field": names}, 2 * (p - happened) ** 2, 2 * (q - happened) ** 2, most)
+        said += any(change.verdict != "same" for change in changes)
+    assert said <= 6, "family-wise 5% of 40 looks is 2"
+
+
 def test_slices_of_a_few_rows_and_rows_in_no_slice_are_left_out() -> None:
     names = [*["few"] * (LEAST_ROWS - 1), *["many"] * LEAST_ROWS, *[None] * 50]
     flat = np.linspace(0, 1, len(names))

@@ -127,6 +127,9 @@ def test_the_gates_evidence_is_of_the_same_rows_over_all_windows() -> None:
     slices = by_slice(ours, gains)
     assert slices["grade=2"] == pytest.approx(np.concatenate([g[2::3] for g in gains]))
     assert sum(len(slices[f"term={n}"]) for n in (0, 1)) == 180
+    for name, found in slices.items():
+        inside = [g[part.inside(name)] for part, g in zip(ours, gains, strict=True)]
+        assert found.tolist() == np.concatenate(inside).tolist(), "row by row, in order"
     both = [np.concatenate([getattr(part.judged, name) for part in ours]) for name in ("said", "happened")]
     assert calibration_error_of(ours) == scores.calibration_error_of(*both)
 

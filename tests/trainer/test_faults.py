@@ -104,10 +104,17 @@ def test_once_ends_with_what_is_broken_when_the_other_streams_are_through(world:
     [challenger] = world.said()[0]
     (world.config.model_store / (challenger.digest or "") / "head.safetensors").unlink()
     other = another_stream(world)
-    with pytest.raises(BundleError, match=r"head\.safetensors is missing"):
+    champion = world.config.model_store / world.said()[2][-1].bundle
+    (champion / "labels.json").rename(world.config.model_store / ".labels.away")
+    with pytest.raises(BundleError, match=r"labels\.json is missing"):
         loop.keep_training(world.config, world.contracts, (STREAM, other), once=True)
     assert [g.model for g in world.said()[2]] == ["desk@0", "other@0"]
-    assert states(world) == [(1, "trained")], "nothing is concluded about it"
+    assert states(world) == [(1, "trained")], "nothing is concluded about it while there is nothing to compare it with"
+    (world.config.model_store / ".labels.away").rename(champion / "labels.json")
+    loop.keep_training(world.config, world.contracts, (STREAM, other), once=True)
+    runs = world.said()[0]
+    assert [(run.version, run.state) for run in runs] == [(1, "trained"), (1, "failed"), (2, "trained")]
+    assert "head.safetensors is missing" in runs[1].reason
 
 
 def test_a_base_model_that_is_gone_is_said_until_it_is_back(

@@ -86,7 +86,8 @@ def evaluation(
         auroc=None,
         brier=brier,
         log_loss=0.5,
-        ece=0.1,
+        ece=0.3,
+        calibration_error=0.1,
         coverage=1.0,
         at=NOW,
     )
@@ -247,9 +248,9 @@ def test_the_gain_of_a_run_is_what_its_model_saved_once_it_was_published() -> No
 
 
 def test_a_champion_has_declined_by_what_it_is_worse_than_on_the_last_window_that_judged_it() -> None:
-    """By Brier score and ECE; nothing is known of a generation 0, nor scored for it."""
+    """By Brier score and calibration error; nothing is known of a generation 0, nor scored for it."""
     asked: list[tuple[str, Window]] = []
-    # Half of what it calls certain does not happen: a Brier score of 1 and an ECE of 0.5.
+    # Half of what it calls certain does not happen: a Brier score of 1, an ECE of 0.5, of which chance is a part.
     now = judged(np.array([[0.0, 1.0]] * 4), np.array([1, 1, 0, 0]))
 
     def scored(champion: Generation, window: Window) -> Scored:
@@ -260,7 +261,9 @@ def test_a_champion_has_declined_by_what_it_is_worse_than_on_the_last_window_tha
     on = Window(STREAM, 5, 1, START, NOW, 1.0, 4)
     trials = [evaluation(1, w, role, brier) for w, brier in ((2, 0.6), (3, 0.4)) for role in ("challenger", "champion")]
     trials += [evaluation(2, 4, "challenger", 0.1)]
-    assert rises_of(told(*trials, champion=generation(1, [1])), STREAM, scored, on) == pytest.approx((0.6, 0.4))
+    rises = rises_of(told(*trials, champion=generation(1, [1])), STREAM, scored, on)
+    assert rises == pytest.approx((0.6, now.calibration_error - 0.1))
+    assert now.calibration_error < now.ece == 0.5
     assert asked == [(f"{STREAM}@1", on)]
     assert rises_of(told(champion=generation(0, [])), STREAM, scored, on) == (None, None)
     assert rises_of(told(), STREAM, scored, on) == (None, None)

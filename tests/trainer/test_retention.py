@@ -69,7 +69,7 @@ def probe() -> Likeness:
     """Every fifth pair of the one that ships."""
     whole = read_probe("stsb", "classification")
     assert isinstance(whole, Likeness)
-    return Likeness("stsb", whole.first[::5], whole.second[::5], whole.similarity[::5])
+    return Likeness("stsb", "", whole.first[::5], whole.second[::5], whole.similarity[::5])
 
 
 @pytest.fixture
@@ -98,11 +98,11 @@ def test_the_change_is_spearmans_and_its_bound_holds_what_pairs_leave_open() -> 
     rng = np.random.default_rng(1)
     truth = rng.uniform(0, 5, 400).round(1)
     base, model = truth + rng.normal(0, 1.0, 400), truth + rng.normal(0, 1.3, 400)
-    probe = Likeness("p", [""] * 400, [""] * 400, truth)
+    probe = Likeness("p", "", [""] * 400, [""] * 400, truth)
     change, low = retained(probe, base, model)
     assert change == pytest.approx(spearmanr(model, truth).statistic - spearmanr(base, truth).statistic)
     assert low < change < 0
-    fewer = Likeness("p", [""] * 60, [""] * 60, truth[:60])
+    fewer = Likeness("p", "", [""] * 60, [""] * 60, truth[:60])
     change_of_few, low_of_few = retained(fewer, base[:60], model[:60])
     assert change_of_few - low_of_few > change - low, "fewer pairs leave more open"
     assert retained(probe, base, model) == (change, low), "the same each time"
@@ -288,7 +288,9 @@ def test_of_two_kinds_both_must_hold(generator: Generator) -> None:
     whole = read_probe("writing", "text")
     assert isinstance(whole, Writing)
     assert (sum(map(bool, whole.prompts)), len(whole.prompts)) == (59, 119)
-    few = Writing("few", [*whole.prompts[:3], *whole.prompts[-3:]], [*whole.completions[:3], *whole.completions[-3:]])
+    few = Writing(
+        "few", "", [*whole.prompts[:3], *whole.prompts[-3:]], [*whole.completions[:3], *whole.completions[-3:]]
+    )
     adapt(generator, Lora(rank=2, alpha=4, layers=1))
     before = ability(generator, few)
     assert keep_abilities(generator, before, few, most_loss=0.001).scale == 1.0

@@ -131,7 +131,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Made:
     contract = msgspec.structs.replace(contract, training=training, gate=gate)
     whole = read_probe("writing", "text")
     assert isinstance(whole, Writing)
-    probe = Writing("writing", whole.prompts[::20], whole.completions[::20])
+    probe = Writing("writing", "", whole.prompts[::20], whole.completions[::20])
     return make(tmp_path_factory.mktemp("texts"), contract, restaurant_texts.cases(contract, 40, 3), 24, 4, probe)
 
 

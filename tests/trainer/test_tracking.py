@@ -11,6 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from accrual.config import Mlflow
+from accrual.errors import ConfigError
 from accrual.ledger import Evaluation, Run
 from trainer.tracking import Tracking
 
@@ -84,6 +85,13 @@ def test_a_server_that_is_away_is_said_and_stops_nothing(
     with caplog.at_level(logging.WARNING):
         Tracking(Mlflow(tracking_uri="http://127.0.0.1:1")).log(RUN)
     assert "did not take desk@1-0a1b" in caplog.text
+
+
+@pytest.mark.parametrize("address", ["nonsense://there", "file:///tmp/mlruns"])
+def test_an_address_that_mlflow_cannot_use_is_named(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
+    with pytest.raises(ConfigError, match=f"mlflow.tracking_uri: {address}"):
+        Tracking(Mlflow(tracking_uri=address))
 
 
 def test_without_a_setting_nothing_is_logged_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
