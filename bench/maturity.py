@@ -2,6 +2,7 @@
 
     python bench/maturity.py                       the first table of docs/maturity.md
     python bench/maturity.py --cut 2010-12-01      another day
+    python bench/maturity.py --live                what is seen of the constant while its labels come, on several days
 
 Real loans with their real dates (examples/credit_risk.py). A lake holds what was known on the day of the cut: who had
 been charged off or had paid in full by then, and that nothing had happened within the horizon of those old enough. Its
@@ -56,7 +57,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cut", default="2009-12-01", metavar="DAY", help="(default: %(default)s)")
     parser.add_argument("--window", type=int, default=1000, help="loans in the mature window (default: %(default)s)")
+    parser.add_argument("--live", action="store_true", help="score the constant on the loans that are open yet")
     given = parser.parse_args()
+    if given.live:
+        print_live(load_contract(CONTRACT))
+        return
     cut, contract, started = datetime.fromisoformat(given.cut).replace(tzinfo=UTC), load_contract(CONTRACT), time.time()
     loans = cases(contract, ROWS, SEED)
     judged = [loan for loan in loans if loan.predicted_at >= cut][:JUDGED]
@@ -84,6 +89,27 @@ def main() -> None:
     for name, selection in learners.items():
         print_row(name, selection, learned(contract, selection, vectors, asked), constant, truth)
     print(f"\n{time.time() - started:.0f} s, {len(vectors):,} vectors; {machine()}")
+
+
+def print_live(contract: Contract) -> None:
+    """The constant on the loans that were younger than the horizon on a day: by the outcomes that had come, and by what
+    became of all of them.
+    """
+    horizon = timedelta(microseconds=contract.horizon_us)
+    loans = cases(contract, ROWS, SEED)
+    constant = [(contract.output.prior or {})[name] for name in contract.output.classes]
+    print("| day | open loans | with an outcome | charged off | Brier | in truth | Brier |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    for year in range(2008, 2012):
+        day = datetime(year, 12, 1, tzinfo=UTC)
+        young = [loan for loan in loans if day - horizon < loan.predicted_at <= day]
+        cells = []
+        for moment in (day, day + horizon):
+            labels = [label for loan in young if (label := label_by(contract, loan, moment))]
+            truth = scores.indices_of(labels, contract.output.classes)
+            score = scores.brier(np.tile(constant, (len(truth), 1)), truth)
+            cells += [f"{len(truth):,}", f"{(truth == 1).mean():.1%}", f"{score:.4f}"]
+        print(f"| {day:%Y-%m-%d} | {cells[3]} | {cells[0]} | {cells[1]} | {cells[2]} | {cells[4]} | {cells[5]} |")
 
 
 def selections(config: Config, contract: Contract) -> dict[str, Selection]:
