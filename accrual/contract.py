@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import yaml
 
+from accrual.contract_yaml import hint, line_of, read_yaml
 from accrual.errors import ContractError, Rejected
 from accrual.expression import Node, evaluator, label_text, parse
 from accrual.label_rule import Label, inconsistencies, summand
@@ -32,6 +33,7 @@ PSEUDONYM_LENGTH = 41
 
 _DURATION = re.compile(r"(\d+)(ms|s|m|h|d|y)")
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "y": 365 * 86400.0}
+_LONGEST_SLICE = 40  # characters of a value in a slice's name
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 Text = str | tuple[str, ...]
 """What a model reads of a row: a text, a pair of them, or a prompt and what was written for it, one text or two."""
@@ -262,7 +264,7 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
     def slices_of(self, inputs: Mapping[str, Any]) -> tuple[str, ...]:
         """The names of the gate's slices that a row is in, one for each of their fields: `grade=C`."""
         fields = self.gate.slices.fields if self.gate.slices is not None else []
-        return tuple(f"{name}={_as_text(inputs.get(name))}" for name in fields)
+        return tuple(f"{name}={_as_text(inputs.get(name))[:_LONGEST_SLICE]}" for name in fields)
 
     @cached_property
     def _text_of(self) -> Callable[[Mapping[str, Any]], str | None]:
@@ -297,7 +299,7 @@ def load_contract(path: Path) -> Contract:
     """Read and check one contract file. Raises ContractError with file, line where known, field, problem and fix."""
     try:
         text = path.read_text(encoding="utf-8")
-        document = yaml.safe_load(text)
+        document = read_yaml(text)
     except OSError as exc:
         raise ContractError(f"{path}: cannot be read: {exc.strerror}") from exc
     except (yaml.YAMLError, UnicodeDecodeError) as exc:
@@ -307,9 +309,9 @@ def load_contract(path: Path) -> Contract:
     try:
         contract = msgspec.convert(document, Contract)
     except msgspec.ValidationError as exc:
-        raise ContractError(f"{path}{_line_of(text, str(exc))}: {exc}{_hint(str(exc))}") from exc
+        raise ContractError(f"{path}{line_of(text, str(exc))}: {exc}{hint(str(exc), Contract)}") from exc
     for field, problem in _inconsistencies(contract):
-        raise ContractError(f"{path}{_line_of(text, '$.' + field)}: {field}: {problem}")
+        raise ContractError(f"{path}{line_of(text, '$.' + field)}: {field}: {problem}")
     return contract
 
 
@@ -529,28 +531,3 @@ def _as_text(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value)
-
-
-def _line_of(text: str, message: str) -> str:
-    """`:LINE` of the deepest key that a message's `$.a.b` path names, or nothing."""
-    match = re.search(r"\$\.([\w.-]+)", message)
-    missing = re.search(r"unknown field `([^`]+)`", message)
-    keys = (match[1].split(".") if match else []) + ([missing[1]] if missing else [])
-    node = yaml.compose(text)
-    line: int | None = None
-    for key in keys:
-        if not isinstance(node, yaml.MappingNode):
-            break
-        entry = next(((k, v) for k, v in node.value if k.value == key), None)
-        if entry is None:
-            break
-        line, node = entry[0].start_mark.line + 1, entry[1]
-    return f":{line}" if line else ""
-
-
-def _hint(message: str) -> str:
-    if "unknown field" in message:
-        return "; remove it or correct its spelling (docs/contract.md lists the fields)"
-    if "missing required field" in message:
-        return "; add it (docs/contract.md lists the fields)"
-    return ""

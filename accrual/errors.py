@@ -6,6 +6,7 @@ AccrualError
 │   ├── ContractError       a contract file: field, problem and fix
 │   ├── TopicMismatch       topics on the broker do not fit what a stage needs
 │   ├── ChangelogLost       records of the join's changelog are gone: its state cannot be known
+│   ├── LedgerLost          the ledger knows no model of a stream that the lake knows models of
 │   ├── BrokerSetupError    the development broker cannot be set up or started
 │   ├── LakeLocked          another process holds the lake's writer lock
 │   ├── LakeError           the lake refused a statement
@@ -55,6 +56,10 @@ class TopicMismatch(Terminal):
 
 class ChangelogLost(Terminal):
     """The join's changelog was emptied, cut short or recreated: pending predictions are gone from it."""
+
+
+class LedgerLost(Terminal):
+    """The topics know no model of a stream, and the lake does: to begin anew would put generation 0 into service."""
 
 
 class BrokerSetupError(Terminal):

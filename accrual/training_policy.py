@@ -195,8 +195,8 @@ def policy_mistakes(training: Training, gate: Gate, inputs: Mapping[str, str]) -
         ("training.beta", training.beta > 0, "must be above 0"),
         (
             "training.lora",
-            training.lora.rank >= 1 and training.lora.layers >= 1,
-            "rank and layers must be at least 1",
+            min(training.lora.rank, training.lora.alpha, training.lora.layers) >= 1,
+            "rank, alpha and layers must be at least 1",
         ),
         ("training.distill", 0 <= training.distill <= 1000, "is a weight: 0 (no general text) to 1000"),
         ("training.accumulate", training.accumulate >= 1, "must be at least 1"),
@@ -209,6 +209,7 @@ def policy_mistakes(training: Training, gate: Gate, inputs: Mapping[str, str]) -
         ("training.early_stopping.patience", stopping is None or stopping.patience >= 1, "must be at least 1"),
         ("gate.alpha", 0 < gate.alpha < 1, "is a probability: between 0 and 1"),
         ("gate.patience", gate.patience >= 1, "must be at least 1"),
+        ("gate.max_ece_increase", 0 <= gate.max_ece_increase <= 1, "is a difference of probabilities: 0 to 1"),
     ]
     found: list[tuple[str, str]] = []
     if gate.slices is not None:

@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from accrual.cli import run as run_command
+from accrual.commands.rows import check_file
 from accrual.config import Config, load_config
 from accrual.contract import Contract, load_contracts
 from accrual.errors import ConfigError, NotFound
@@ -101,6 +102,8 @@ def audit(
         typer.echo(f"{verify}: signed by the auditor at {shown.at:%Y-%m-%d %H:%M:%S} UTC, scope {_said(shown.scope)}.")
         show_audit(shown.audit, by_day, Console())
         return
+    if json is not None:
+        check_file(json)
     config, contracts = _configured(stream)
     if explain is not None:
         with open_lake(config) as lake:
@@ -138,6 +141,7 @@ def windows(
     quality has been found to be fine.
     """
     if report is not None:
+        check_file(to)
         to.write_text(render(_quality_of(report)), encoding="utf-8")
         typer.echo(f"{to}: the quality of {report}")
         return

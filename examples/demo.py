@@ -26,6 +26,7 @@ from rich.live import Live
 
 from accrual import load_config
 from accrual.cli import run
+from accrual.commands.rows import check_file
 from accrual.config import Config
 from accrual.errors import ConfigError
 from accrual.lake import open_lake
@@ -92,6 +93,9 @@ def demo(
     """Run the whole loop on real data: capture, join, lake, training, publishing; then audit it and report."""
     if stream not in STREAMS:
         raise ConfigError(f"--stream {stream}: there is data for {', '.join(STREAMS)}")
+    for file in (report, json_file):
+        if file is not None:
+            check_file(file)
     plan = (QUICK if quick else PLANS)[stream]
     window_rows = plan.window_rows if quick or rows is None else 0
     plan = Plan(rows or plan.rows, minutes or plan.minutes, window_rows)

@@ -93,6 +93,8 @@ def prepare(config: Config, home: Path, contract: Contract) -> tuple[Config, boo
         topics=msgspec.structs.replace(config.topics, prefix=prefix),
     )
     (home / "accrual.toml").write_text(_as_toml(own), encoding="utf-8")
+    if (broker := config.state_dir / "broker").is_dir():
+        (home / "broker").symlink_to(broker)  # `accrual broker` with that configuration is about the same one
     create_topics(own)
     return own, removed
 

@@ -176,4 +176,6 @@ def _leave(_signal: int, _frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    run(lambda: typer.run(main))
+    app = typer.Typer(pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
+    app.command()(main)
+    run(lambda: app(prog_name="accrual train"))

@@ -46,7 +46,7 @@ from trainer.evaluate import (
 )
 from trainer.freeze import find_frozen, freeze_generation_0, generation_0_id, made_with
 from trainer.gate import judge
-from trainer.plan import gather, plan_of, rises_of
+from trainer.plan import check_ledger, gather, plan_of, rises_of
 from trainer.publish import Said
 from trainer.ranks import Ranks
 from trainer.retention import read_probe
@@ -114,10 +114,11 @@ class Trainer:
 
         With `past`, the step that would have been the next one then.
 
-        Raises LakeUnavailable, BrokerUnavailable (try again), BundleError (a published bundle is gone or altered).
+        Raises LakeUnavailable, BrokerUnavailable (try again), BundleError (a published bundle is gone or altered),
+        LedgerLost.
         """
         contract, self._past = self._contracts[stream], past
-        champion = self._ledger.champion(stream) or self._publish_generation_0(contract)
+        champion = self._ledger.champion(stream) or self._begin(contract)
         with open_lake(self._config, at_snapshot=past.snapshot_id if past else None, memory=LAKE_MEMORY) as lake:
             sealed = past.windows if past else sealed_windows(lake, stream)
             windows = [one for one in sealed if (stream, one.window) not in self._empty]
@@ -160,8 +161,11 @@ class Trainer:
 
         return facts_of
 
-    def _publish_generation_0(self, contract: Contract) -> Generation:
-        """What the contract alone can give: the champion that every later generation is measured against."""
+    def _begin(self, contract: Contract) -> Generation:
+        """Publish what the contract alone can give: the champion that every later generation is measured against."""
+        if self._past is None:
+            with open_lake(self._config) as lake:
+                check_ledger(lake, contract.stream)
         digest = self._made_of(contract)
         generation = Generation(
             stream=contract.stream,
@@ -190,10 +194,11 @@ class Trainer:
             selection = select(lake, contract, new, contract.training.seed)
         manifest = self._manifest_of(contract, champion, version, windows, new[-1].snapshot_id, selection)
         log.info(
-            "%s: training on %d new and %d older rows, set off by %s",
+            "%s: training on %d new and %d older rows, and calibrating on %d, set off by %s",
             manifest.model,
-            selection.new,
+            selection.counts["new"],
             selection.replayed,
+            selection.counts["calibrate"],
             trigger,
         )
         if contract.training.cohort == "observed":

@@ -40,8 +40,8 @@ class SliceChange(msgspec.Struct, frozen=True):
 
     @property
     def verdict(self) -> str:
-        """`fixed` or `broken` where the interval leaves 0 out, else `same`."""
-        return "fixed" if self.low > 0 else "broken" if self.high < 0 else "same"
+        """`fixed` or `broken` where the interval leaves 0 out, else `undecided`."""
+        return "fixed" if self.low > 0 else "broken" if self.high < 0 else "undecided"
 
 
 def slice_changes(

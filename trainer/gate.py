@@ -100,7 +100,7 @@ def judge(
         verdict, why = "reject", f", but worse by more than is allowed in {_listed(guard.worse)}"
     elif evidence >= needed and ece_increase > gate.max_ece_increase:
         allowed = gate.max_ece_increase
-        verdict, why = "reject", f", but calibration is worse: ECE rose by {ece_increase:.4f}, allowed {allowed}"
+        verdict, why = "reject", f", but calibration is worse: the error rose by {ece_increase:.4f}, allowed {allowed}"
     elif evidence >= needed and not guard.undecided:
         verdict, why = "promote", ""
     elif len(gains) >= gate.patience:

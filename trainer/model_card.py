@@ -18,6 +18,7 @@ from trainer.generations import Trial
 from trainer.retention import levered
 
 _METRICS = ("brier", "log_loss", "ece", "accuracy", "auroc", "rank_correlation")
+_ON_THE_HUB = {"minilm": "sentence-transformers/all-MiniLM-L6-v2", "smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 _EVALUATION, _USE = "## Evaluation\n", "## Use\n"
 
 
@@ -28,7 +29,7 @@ def model_card(contract: Contract, manifest: Manifest, classes: Sequence[str], c
     front = {
         "pipeline_tag": "text-generation" if output.writes else read,
         "tags": ["accrual", contract.stream],
-        **({} if constant else {"base_model": manifest.base}),
+        **({} if constant else {"base_model": _ON_THE_HUB.get(manifest.base, manifest.base)}),
         **({"library_name": "peft"} if manifest.version else {}),
     }
     if manifest.version:
@@ -37,9 +38,10 @@ def model_card(contract: Contract, manifest: Manifest, classes: Sequence[str], c
             "." if output.writes else ", and a linear head."
         )
         data = (
-            f"{manifest.rows_new} new and {manifest.rows_replayed} replayed rows of ground truth from windows"
-            f" {', '.join(map(str, manifest.windows))}, read at lake snapshot {manifest.snapshot_id}. SHA-256 over"
-            f" their ids and labels: `{manifest.rows_digest}`. Trained to replace `{manifest.parent}`"
+            f"{manifest.rows_new} new rows of ground truth, of which the latest"
+            f" {manifest.selection.get('calibrate', 0)} calibrate it, and {manifest.rows_replayed} older ones, from"
+            f" windows {', '.join(map(str, manifest.windows))}, read at lake snapshot {manifest.snapshot_id}."
+            f" SHA-256 over their ids and labels: `{manifest.rows_digest}`. Trained to replace `{manifest.parent}`"
             f" (`{manifest.parent_digest}`)."
         )
     else:
@@ -82,10 +84,12 @@ On windows of ground truth of which no row had a part in it, beside its champion
 
 {_USE}
 ```python
+from pathlib import Path
+
 from accrual.config import load_config
 from accrual.predictor import Predictor
 
-predictor = Predictor.load(folder, load_config())
+predictor = Predictor.load(Path("this folder"), load_config())
 ```
 """
 
@@ -94,7 +98,8 @@ def evaluated(card: str, model: str, trials: Sequence[Trial]) -> str:
     """A bundle's card with what each window that judged the model measured, beside its champion and generation 0."""
     _, front, text = card.split("---\n", 2)
     head = yaml.safe_load(front)
-    head["model-index"] = [{"name": model, "results": [_result(head["pipeline_tag"], trial) for trial in trials]}]
+    if trials:
+        head["model-index"] = [{"name": model, "results": [_result(head["pipeline_tag"], trial) for trial in trials]}]
     before, after = text.split(_EVALUATION)
     use = after[after.index(_USE) :]
     lines = [
@@ -108,7 +113,7 @@ def evaluated(card: str, model: str, trials: Sequence[Trial]) -> str:
             f"| {ours.window} | {ours.rows:,} | {ours.brier:.4f} ({low:.4f} to {high:.4f}) | {trial.champion.brier:.4f}"
             f" | {trial.generation_0.brier:.4f} | {ours.log_loss:.4f} | {ours.ece:.4f} | {ours.accuracy:.4f} |"
         )
-    table = "\n".join(lines) if trials else "No window has judged it yet."
+    table = "\n".join(lines) if trials else "No window has judged it."
     said = "On windows of ground truth of which no row had a part in it, nor in its champion."
     return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n{before}{_EVALUATION}\n{said}\n\n{table}\n\n{use}"
 
@@ -119,6 +124,6 @@ def _result(task: str, trial: Trial) -> dict[str, Any]:
     measured = {name: getattr(ours, name) for name in _METRICS}
     return {
         "task": {"type": task},
-        "dataset": {"type": ours.stream, "name": f"{ours.stream}, window {ours.window}", "split": f"{ours.rows} rows"},
+        "dataset": {"type": ours.stream, "name": f"{ours.stream}, window {ours.window}, {ours.rows} rows"},
         "metrics": [{"type": name, "value": round(value, 6)} for name, value in measured.items() if value is not None],
     }

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from accrual.cli import run
-from accrual.commands.rows import Format, print_rows, printable
+from accrual.commands.rows import Format, check_file, print_rows, printable
 from accrual.config import Config, load_config
 from accrual.contract import Contract, load_contracts
 from accrual.errors import ConfigError, NotFound
@@ -46,14 +46,19 @@ _Format = Annotated[Format, typer.Option("--format", help="How to print them.")]
 )
 def list_(stream: _Stream = None, form: _Format = Format.TABLE) -> None:
     """List all models: published, rejected, failed and waiting, with the gain that was measured."""
-    with open_lake(load_config()) as lake:
+    config = load_config()
+    if stream is not None:
+        _contract(config, stream)
+    with open_lake(config) as lake:
         known = candidates(lake, stream)
     if not known:
-        raise NotFound("the lake knows no model yet; the trainer publishes generation 0 when it starts")
+        of = f" of {stream}" if stream else ""
+        raise NotFound(f"the lake knows no model{of} yet; the trainer publishes generation 0 when it starts")
     _print_list(known, form)
 
 
 def _print_list(known: Sequence[Candidate], form: Format) -> None:
+    figure = _signed if form is Format.TABLE else _rounded
     in_service = {one.stream: one.model for one in champions(known)}
     rows = [
         {
@@ -63,8 +68,8 @@ def _print_list(known: Sequence[Candidate], form: Format) -> None:
             "windows": ranges(one.run.windows) if one.run else "-",
             "rows": one.run.rows_new + one.run.rows_replayed if one.run else 0,
             "judged": ranges([trial.challenger.window for trial in one.trials]),
-            "gain": _signed(one.gain),
-            "over 0": _signed(one.gain_over_0),
+            "gain": figure(one.gain),
+            "over 0": figure(one.gain_over_0),
             "seconds": round(one.run.seconds, 1) if one.run else None,
         }
         for one in known
@@ -109,6 +114,8 @@ def card(model: _Model) -> None:
 @app.command(epilog="Example:  accrual models compare support-intents@3 support-intents@0")
 def compare(first: _Model, second: _Model, form: _Format = Format.TABLE) -> None:
     """Compare two models of a stream on the held-out rows of every sealed window: rows neither learned from."""
+    if first == second:
+        raise ConfigError(f"{first} is to be compared with itself: name two models")
     config = load_config()
     with open_lake(config) as lake:
         known = candidates(lake)
@@ -158,6 +165,9 @@ def matrix_(
 ) -> None:
     """Score every published generation on the held-out rows of every window: transfer and forgetting."""
     config = load_config()
+    _contract(config, stream)
+    if json is not None:
+        check_file(json)
     with open_lake(config) as lake:
         made = _matrix(config, lake, champions(candidates(lake, stream)))
     if not made.windows:
@@ -183,6 +193,7 @@ def report(
     """Write a page about a model: how it was judged, what it fixed and broke, what it still gets wrong."""
     from trainer.examine import examine_last_window
 
+    check_file(to)
     config = load_config()
     with open_lake(config) as lake:
         known = candidates(lake)
@@ -233,7 +244,11 @@ def backtest_(
             for one in after
         ]
         print_rows(Format.TABLE, list(rows[0]), rows, "On the windows after those that judged it, with 95% interval")
-    typer.echo(f"{to}: backtest.json, and a page of each model that was judged.")
+    for one in known:
+        if one.state == "failed" and one.run is not None:
+            typer.echo(f"{one.model} failed: {one.run.reason}")
+    pages = "and a page of each model that was judged" if any(one.trials for one in known) else "no model was judged"
+    typer.echo(f"{to}: backtest.json; {pages}.")
 
 
 @app.command(epilog="Example:  accrual models rebuild support-intents@3")
@@ -333,4 +348,4 @@ def _rounded(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    run(app)
+    run(lambda: app(prog_name="accrual models"))

@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 
 from accrual.contract import Contract
+from accrual.errors import LedgerLost
 from accrual.lake import Lake
 from accrual.ledger import Evaluation, Generation, Run
 from trainer.evaluate import Scored
@@ -88,6 +89,19 @@ def plan_of(
         return Plan("wait", [], "for a sealed window")
     decision = decide(contract.training.triggers, facts_of(new), runs_before(said, stream), now)
     return Plan("train" if decision.train else "wait", new, decision.reason)
+
+
+def check_ledger(lake: Lake, stream: str) -> None:
+    """Of a stream that the ledger knows no champion of. Raises LedgerLost when the lake knows a generation of it: what
+    the lake has was in the topics.
+    """
+    known = lake.rows("select model from generations where stream = ? order by version desc limit 1", [stream])
+    if known:
+        raise LedgerLost(
+            f"the topics know no model of {stream}, and the lake knows {known[0]['model']}: the topics were lost, or"
+            " topics.prefix or kafka.bootstrap_servers is another than it was. Restore them; a new beginning needs a"
+            " lake of its own"
+        )
 
 
 def runs_before(said: Said, stream: str) -> list[Before]:

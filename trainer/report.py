@@ -25,11 +25,11 @@ def render(model: Candidate, line: Sequence[Candidate], examined: Examination | 
 {_tiles(model)}
 <h2>How it was judged</h2>
 <p>Frozen before it was judged on these windows, of which no row had a part in it; beside the champion of the time and
-generation 0, on the same rows.</p>
+generation 0, on the same rows. The gate compares the calibration error without what chance adds to it ("debiased").</p>
 {_trials(model.trials)}
 <h2>All generations</h2>
 <div class="charts">{_curve(line, "brier", "Brier score on the windows that judged (lower is better)")}
-{_curve(line, "ece", "calibration error there (lower is better)")}</div>
+{_curve(line, "ece", "ECE there (lower is better)")}</div>
 {_generations(line)}
 {_examined(examined)}
 {_matrix(matrix)}"""
@@ -57,8 +57,20 @@ def _tiles(model: Candidate) -> str:
 
 def _trials(trials: Sequence[Trial]) -> str:
     if not trials:
-        return "<p>It was not judged.</p>"
-    head = ["window", "model", "rows", "accuracy", "AUROC", "Brier", "log-loss", "ECE", "coverage", "e-value"]
+        return "<p>No window has judged it.</p>"
+    head = [
+        "window",
+        "model",
+        "rows",
+        "accuracy",
+        "AUROC",
+        "Brier",
+        "log-loss",
+        "ECE",
+        "debiased",
+        "coverage",
+        "e-value",
+    ]
     rows = [
         [
             str(e.window),
@@ -69,6 +81,7 @@ def _trials(trials: Sequence[Trial]) -> str:
             _between(f"{e.brier:.4f}", e.intervals.get("brier")),
             _between(f"{e.log_loss:.4f}", e.intervals.get("log_loss")),
             _between(f"{e.ece:.4f}", e.intervals.get("ece")),
+            "" if e.calibration_error is None else f"{e.calibration_error:.4f}",
             f"{e.coverage:.1%}",
             "" if e.e_value is None else f"{e.e_value:.3g}",
         ]
@@ -136,15 +149,16 @@ def _examined(examined: Examination | None) -> str:
 <div class="charts">{line_chart("what happened, by what was said", series, "said")}</div>
 <h2>What it fixed and what it broke</h2>
 <p>Brier score by label, by inputs that have few values or are numbers, and by groups of texts of like meaning, before
-and after. The intervals hold for all slices together (95%, Bonferroni). The worst after come first.</p>
+and after. The intervals hold for all slices together (95%, Bonferroni). First those that changed for certain, then the
+others, of each the worst after.</p>
 {_slices(examined.slices)}
 <h2>What it still gets wrong</h2>
 {table(["prediction_id", "text", "label", "said", "with", "gave the label"], worst, [4, 5])}"""
 
 
 def _slices(slices: Sequence[SliceChange]) -> str:
-    changed = [s for s in slices if s.verdict != "same"]
-    shown = [*changed, *(s for s in slices if s.verdict == "same")][:_SHOWN_SLICES]
+    changed = [s for s in slices if s.verdict != "undecided"]
+    shown = [*changed, *(s for s in slices if s.verdict == "undecided")][:_SHOWN_SLICES]
     rows = [
         [
             escape(s.kind),

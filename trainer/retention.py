@@ -145,9 +145,10 @@ def _lines(name: str, named: Mapping[str, Path], columns: str, count: int) -> tu
         content = named.get(name, Path(name)).read_bytes()
         lines = list(csv.reader(io.StringIO(content.decode(), newline="")))
     except OSError as exc:
+        of = "models that write" if named is _TEXTS else "models that do not write"
         raise ContractError(
-            f"gate.retention.probe: '{name}' is none of {', '.join(named)}, and as a file it cannot be read:"
-            f" {exc.strerror}"
+            f"gate.retention.probe: '{name}' is not {', '.join(named)}, the probe of {of}, and as a file it cannot be"
+            f" read: {exc.strerror}"
         ) from exc
     except (ValueError, csv.Error) as exc:
         raise ContractError(f"gate.retention.probe: {name} is no CSV file: {exc}") from exc

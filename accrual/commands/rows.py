@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import csv
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import typer
 from rich.console import Console
+from rich.measure import Measurement
+from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
+
+from accrual.errors import ConfigError
+
+_SHORT = 24  # cells of no more characters stay on a line
+_BESIDE = 3  # characters between two columns
+_ANY_WIDTH = 100_000
 
 
 class Format(StrEnum):
@@ -33,14 +43,47 @@ def print_rows(
         write = csv.writer(sys.stdout).writerow
         write(columns)
         for row in rows:
-            write(row.values())
+            write(row[name] for name in columns)
     else:
-        table = Table(caption=caption)
-        for name in columns:
-            table.add_column(Text(name), overflow="fold")  # never cut: an id may be wanted whole
-        for row in rows:
-            table.add_row(*(Text("" if value is None else printable(str(value))) for value in row.values()))
-        Console().print(table)
+        cells = [["" if row[name] is None else printable(str(row[name])) for name in columns] for row in rows]
+        _print_table(columns, cells, caption)
+
+
+def _print_table(columns: Sequence[str], cells: Sequence[Sequence[str]], caption: str | None) -> None:
+    """A table; on a terminal that is too narrow for it each row by itself, a line for each column."""
+    table, least = Table(caption=caption), 1
+    for place, name in enumerate(columns):
+        longest = max(len(name), *(len(row[place]) for row in cells), 0)
+        # Never cut: an id may be wanted whole.
+        table.add_column(Text(name), overflow="fold", no_wrap=longest <= _SHORT, min_width=min(longest, _SHORT))
+        least += min(longest, _SHORT) + _BESIDE
+    for row in cells:
+        table.add_row(*map(Text, row))
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:  # a file has no width of its own
+        whole = Measurement.get(console, console.options.update(max_width=_ANY_WIDTH), table)
+        console = Console(width=max(whole.maximum, console.width))
+    if least <= console.width:
+        console.print(table)
+        return
+    for number, row in enumerate(cells, 1):
+        console.print(Rule(str(number), align="left", style="dim"))
+        record = Table.grid(padding=(0, 2))
+        record.add_column(no_wrap=True)
+        record.add_column(overflow="fold")
+        for name, cell in zip(columns, row, strict=True):
+            record.add_row(Text(name, style="bold"), Text(cell))
+        console.print(record)
+    if caption:
+        console.print(Text(caption, style="italic"))
+
+
+def check_file(path: Path) -> None:
+    """Before work whose result goes into a file. Raises ConfigError when it could not be written there."""
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder: name a file")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"{path}: there is no folder {path.absolute().parent}; make it first")
 
 
 def printable(text: str) -> str:

@@ -63,7 +63,7 @@ def sql(
         found = lake.arrow(statement)
     shown = found.slice(0, _SHOWN_ROWS) if form is Format.TABLE else found
     more = f"the first {len(shown)} of {len(found)} rows; all with --format csv" if len(found) > len(shown) else None
-    print_rows(form, found.column_names, shown.to_pylist(), more)
+    print_rows(form, found.column_names, shown.to_pylist(maps_as_pydicts="strict"), more)
 
 
 def _become_shell(config: Config, at: Moment | None) -> NoReturn:

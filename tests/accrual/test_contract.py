@@ -65,7 +65,8 @@ def test_what_is_no_duration_says_what_is(text: str) -> None:
         ("epochs: 3", "epochs: three", "training.epochs", "Expected `int`"),
         ("epochs: 3", "epochs: 0", "training.epochs", "at least 1"),
         ("field: intent", "field: intnt", "label.field", "is not in outcome.values"),
-        ("late: revise", "lat: revise", "lat", "correct its spelling"),
+        ("late: revise", "lat: revise", "lat", "write `late`, or remove it"),
+        ("late: revise", "zebra: revise", "zebra", "correct its spelling"),
         ("late: revise", "late: perhaps", "late", "Invalid enum value"),
         ("late: revise", "late: revise\njoin: {by: loan_id}", "late", "needs the prediction's id"),
         (
@@ -85,7 +86,11 @@ def test_what_is_no_duration_says_what_is(text: str) -> None:
         ("alpha: 0.05", "slices: {fields: [text], most_loss: 2}", "gate.slices.most_loss", "between 0 and 2"),
         ("alpha: 0.05", "slices: {fields: [text], least_rows: 5}", "gate.slices.least_rows", "at least 10"),
         ("most_loss: 0.02", "most_loss: 1", "gate.retention.most_loss", "between 0 and 1"),
-        ("epochs: 3", "calibration: warm", "training.calibration", "Invalid enum value"),
+        ("epochs: 3", "calibration: warm", "training.calibration", "write one of auto, beta, isotonic, none, platt"),
+        ("epochs: 3", "triggers: {drift: {metric: ks, most: 1}}", "training.triggers", "one of jensen_shannon, psi"),
+        ("epochs: 3", "epoch: 3", "epoch", "write `epochs`, or remove it"),
+        ("alpha: 16", "alpha: -1", "training.lora", "rank, alpha and layers must be at least 1"),
+        ("alpha: 0.05", "max_ece_increase: -1", "gate.max_ece_increase", "0 to 1"),
     ],
 )
 def test_an_error_names_line_field_and_fix(tmp_path: Path, old: str, new: str, field: str, fix: str) -> None:
@@ -130,7 +135,7 @@ def test_an_error_names_line_field_and_fix(tmp_path: Path, old: str, new: str, f
             "label.thresholds",
             "same least sum",
         ),
-        ({"field": "amount", "take": "sum", "thresholds": {"paid": float("nan")}}, "label.thresholds", "at most 1e+15"),
+        ({"field": "amount", "take": "sum", "thresholds": {"paid": 1e16}}, "label.thresholds", "at most 1e+15"),
         (
             {"field": "amount", "take": "sum", "thresholds": {"paid": 1}, "map": {"1.0": "paid"}},
             "label.map",
@@ -214,6 +219,20 @@ def test_a_missing_field_is_named(tmp_path: Path) -> None:
         load_contract(path)
 
 
+def test_a_key_twice_and_a_number_that_is_none_are_mistakes_and_an_exponent_is_a_number(tmp_path: Path) -> None:
+    text, path = (SHIPPED / "support-intents.yaml").read_text(), tmp_path / "written.yaml"
+    for old, new, said in (
+        ("epochs: 3", "epochs: 3\n  epochs: 30", "'epochs' is there twice"),
+        ("alpha: 0.05", "alpha: .nan", ".nan is no number"),
+    ):
+        path.write_text(text.replace(old, new))
+        line = text[: text.index(old)].count("\n") + new.count("\n") + 1
+        with pytest.raises(ContractError, match=f"{said} in .*, line {line}, "):
+            load_contract(path)
+    path.write_text(text.replace("alpha: 0.05", "alpha: 5e-2").replace("learning_rate: 0.001", "learning_rate: 1e-3"))
+    assert load_contract(path) == load_contract(SHIPPED / "support-intents.yaml")
+
+
 @pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2\n", "", "\x00"])
 def test_what_is_no_contract_at_all(tmp_path: Path, text: str) -> None:
     path = tmp_path / "broken.yaml"
@@ -273,3 +292,5 @@ def test_slices_are_by_inputs_of_few_values(credit: Contract) -> None:
     sliced = msgspec.structs.replace(credit, gate=gate)
     assert sliced.slices_of({"grade": "C", "employment_length": None}) == ("grade=C", "employment_length=unknown")
     assert msgspec.structs.replace(credit, gate=Gate()).slices_of({"grade": "C"}) == ()
+    [name, _] = sliced.slices_of({"grade": "a whole text, by mistake, that nobody wants to find in a ledger"})
+    assert name == "grade=a whole text, by mistake, that nobody wa"

@@ -39,6 +39,9 @@ def test_the_quick_demo_gets_better_and_its_books_balance(quick_demo: QuickDemo)
     assert len(found.generations) >= 2 and len(found.served) >= 2, "a new champion was published and served"
     assert set(found.served) <= set(found.generations)
     assert "<svg" in quick_demo.report.read_text()
+    assert (quick_demo.state / "demo" / "broker").resolve() == (quick_demo.state / "broker").resolve(), (
+        "for `accrual broker`"
+    )
     assert processes_of(quick_demo.state) == []
 
 

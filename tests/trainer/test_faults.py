@@ -21,12 +21,16 @@ import pytest
 from accrual.bundle import drafted, read_manifest
 from accrual.contract import load_contracts
 from accrual.encoder import base_folder
-from accrual.errors import BundleError, StoreUnavailable
+from accrual.errors import BundleError, LedgerLost, StoreUnavailable
+from accrual.kafka import TopicNames, create_topics, read_to_end
 from accrual.lake import open_lake_for_writing
 from accrual.lake_tables import TABLES
+from consumers.rows import arrow_tables, readers
 from tests.trainer.world import START, STREAM, World
 from trainer import __main__ as loop
 from trainer import cycle
+from trainer.dry_run import foretell
+from trainer.publish import Said
 
 Keep = Callable[..., None]
 
@@ -115,6 +119,24 @@ def test_once_ends_with_what_is_broken_when_the_other_streams_are_through(world:
     runs = world.said()[0]
     assert [(run.version, run.state) for run in runs] == [(1, "trained"), (1, "failed"), (2, "trained")]
     assert "head.safetensors is missing" in runs[1].reason
+
+
+def test_topics_that_were_lost_put_no_generation_0_into_service_again(world: World) -> None:
+    """The lake knows what was published. Of another stream it knows nothing: that begins."""
+    world.seal()
+    world.finish()
+    names, other = TopicNames(world.config.topics.prefix), another_stream(world)
+    tables, _ = arrow_tables(list(read_to_end(world.config, names.models)), readers(names, world.contracts))
+    with open_lake_for_writing(world.config) as lake:
+        lake.append(tables)
+    topics = msgspec.structs.replace(world.config.topics, prefix=f"{world.config.topics.prefix}-new")
+    world.config = msgspec.structs.replace(world.config, topics=topics)
+    create_topics(world.config)
+    with pytest.raises(LedgerLost, match="know no model of desk, and the lake knows desk@0"):
+        loop.keep_training(world.config, world.contracts, (STREAM, other), once=True)
+    with pytest.raises(LedgerLost):
+        foretell(world.config, Said(), world.contracts[STREAM], by_hand=False)
+    assert [g.model for g in world.said()[2]] == ["other@0"]
 
 
 def test_a_base_model_that_is_gone_is_said_until_it_is_back(

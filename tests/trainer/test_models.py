@@ -77,7 +77,7 @@ def test_a_ledger_is_told_from_list_to_page_and_a_generation_is_made_again(
         ("desk@1", "in service", "1", "2"),
         ("desk@2", "trained", "1-2", "-"),
     ]
-    assert float(models[1]["gain"]) > 0 and models[1]["gain"] == models[1]["over 0"]
+    assert models[1]["gain"] > 0 and models[1]["gain"] == models[1]["over 0"]
 
     shown = run("show", "desk@1")
     assert "made to replace:  desk@0" in shown and "generation-0" in shown and "snapshot:" in shown
@@ -87,10 +87,17 @@ def test_a_ledger_is_told_from_list_to_page_and_a_generation_is_made_again(
     [index] = yaml.safe_load(front)["model-index"]
     [trial] = [e for e in judged.said()[1] if e.model == "desk@1"]
     [result] = index["results"]
-    assert (index["name"], result["dataset"]["name"]) == ("desk@1", "desk, window 2")
+    assert (index["name"], result["dataset"]["name"]) == ("desk@1", f"desk, window 2, {trial.rows} rows")
     assert {m["type"]: m["value"] for m in result["metrics"]}["brier"] == pytest.approx(trial.brier, abs=1e-6)
     assert f"| 2 | {trial.rows} | {trial.brier:.4f} (" in text and "## Training data" in text and "## Use" in text
-    assert "No window has judged it yet" in run("card", "desk@2")
+    assert "No window has judged it." in run("card", "desk@2")
+    for arguments, said in (
+        (("compare", "desk@1", "desk@1"), "name two models"),
+        (("report", "desk@1", "--to", str(tmp_path / "none" / "x.html")), "there is no folder"),
+        (("matrix", "--stream", STREAM, "--json", str(tmp_path)), "is a folder: name a file"),
+        (("list", "--stream", "nope"), "there are contracts for desk"),
+    ):
+        assert said in str(CliRunner().invoke(app, arguments).exception)
     compared = json.loads(run("compare", "desk@1", "desk@0", "--format", "json"))
     assert [row["window"] for row in compared] == [1, 2] and all(1 <= row["rows"] < 20 for row in compared)
 
