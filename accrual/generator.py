@@ -257,6 +257,7 @@ class Read(NamedTuple):
             log_loss=_by_row(self.counts, -self.log_p),
             hits=_by_row(self.counts, self.right),
             questions=self.counts,
+            outside=np.zeros(len(self.counts), dtype=np.bool_),
             said=self.largest,
             happened=self.right,
         )

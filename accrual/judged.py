@@ -14,14 +14,15 @@ from accrual.ledger import Bin
 
 class Judged(msgspec.Struct, frozen=True):
     """By row: `brier`, `log_loss`, `hits`, whether it is right or how much of it is, 0 to 1, and how many `questions`
-    it has. By question, of which calibration is: `said`, the probability of an event, and `happened`, 0 to 1.
-    `binary`: each row is one question, and its event is what counts.
+    it has; `outside`, whether its label is none of the classes. By question, of which calibration is: `said`, the
+    probability of an event, and `happened`, 0 to 1. `binary`: each row is one question, and its event is what counts.
     """
 
     brier: NDArray[np.float64]
     log_loss: NDArray[np.float64]
     hits: NDArray[np.float64]
     questions: NDArray[np.int64]
+    outside: NDArray[np.bool_]
     said: NDArray[np.float64]
     happened: NDArray[np.float64]
     binary: bool = False
@@ -89,6 +90,7 @@ def judged(probabilities: scores.Floats, truth: scores.Truth) -> Judged:
         log_loss=scores.log_loss_per_row(probabilities, truth),
         hits=scores.hits_per_row(probabilities, truth).astype(np.float64),
         questions=np.full(len(truth), truth.shape[1] if truth.ndim == 2 else 1),
+        outside=truth == scores.OUTSIDE if truth.ndim == 1 else np.zeros(len(truth), dtype=np.bool_),
         said=said,
         happened=happened,
         binary=probabilities.shape[1] == (2 if truth.ndim == 1 else 1),
@@ -102,6 +104,7 @@ def together(parts: Sequence[Judged]) -> Judged:
         log_loss=np.concatenate([part.log_loss for part in parts]),
         hits=np.concatenate([part.hits for part in parts]),
         questions=np.concatenate([part.questions for part in parts]),
+        outside=np.concatenate([part.outside for part in parts]),
         said=np.concatenate([part.said for part in parts]),
         happened=np.concatenate([part.happened for part in parts]),
         binary=parts[0].binary,

@@ -138,6 +138,7 @@ TABLES: dict[str, pa.Schema] = {
             ("coverage", pa.float64()),
             ("calibration_error", pa.float64()),
             ("rank_correlation", pa.float64()),
+            ("outside", pa.int64()),
             ("intervals", pa.string()),
             ("reliability", pa.string()),
             ("slices", pa.string()),

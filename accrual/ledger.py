@@ -115,7 +115,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True, tag="evaluation", ta
     """One model scored on one sealed window that neither it nor its rivals were trained on.
 
     `auroc` only for two classes, `rank_correlation` (Spearman's, with the labels) only for a score. `coverage` is the
-    share of the window's predictions that have a label. `calibration_error` is the debiased one of accrual.scores;
+    share of the window's predictions that have a label; of `outside` rows the label is none of the model's classes, so
+    it was certain to be wrong (None: not known). `calibration_error` is the debiased one of accrual.scores;
     `intervals` has the 95% confidence interval, low and high, of `accuracy`, `brier`, `log_loss`, `ece` and `auroc`;
     `reliability` is the curve. `e_value` and `verdict` only for a challenger: the evidence so far that it beats the
     champion, and what the gate made of it.
@@ -136,6 +137,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True, tag="evaluation", ta
     coverage: float
     calibration_error: float | None = None
     rank_correlation: float | None = None
+    outside: int | None = None
     intervals: dict[str, tuple[float, float]] = {}
     reliability: list[Bin] = []
     slices: list[SliceScores] = []

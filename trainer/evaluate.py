@@ -75,6 +75,7 @@ class Scored(msgspec.Struct, frozen=True):
             coverage=self.window.coverage,
             calibration_error=found.calibration_error,
             rank_correlation=found.rank_correlation,
+            outside=int(found.outside.sum()),
             intervals=found.intervals,
             reliability=found.reliability,
             slices=self._slice_scores(verdict.loss_at_most if verdict else {}),

@@ -87,7 +87,19 @@ def show(model: _Model) -> None:
         typer.echo(f"{name + ':':18}{printable(str(value))}")
     if one.trials:
         told_apart = "rank_correlation" if one.trials[0].challenger.rank_correlation is not None else "auroc"
-        fields = ["window", "model", "role", "rows", "accuracy", told_apart, "brier", "log_loss", "ece", "e_value"]
+        fields = [
+            "window",
+            "model",
+            "role",
+            "rows",
+            "outside",
+            "accuracy",
+            told_apart,
+            "brier",
+            "log_loss",
+            "ece",
+            "e_value",
+        ]
         print_rows(
             Format.TABLE,
             fields,
@@ -96,6 +108,7 @@ def show(model: _Model) -> None:
                 for trial in one.trials
                 for e in trial.all
             ),
+            "outside: rows whose label is none of the model's classes",
         )
 
 

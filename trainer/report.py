@@ -25,7 +25,8 @@ def render(model: Candidate, line: Sequence[Candidate], examined: Examination | 
 {_tiles(model)}
 <h2>How it was judged</h2>
 <p>Frozen before it was judged on these windows, of which no row had a part in it; beside the champion of the time and
-generation 0, on the same rows. The gate compares the calibration error without what chance adds to it ("debiased").</p>
+generation 0, on the same rows. The gate compares the calibration error without what chance adds to it ("debiased").
+Of the rows "outside" the label is none of the model's classes: each had to be wrong, and counts 13.8 of log-loss.</p>
 {_trials(model.trials)}
 <h2>All generations</h2>
 <div class="charts">{_curve(line, "brier", "Brier score on the windows that judged (lower is better)")}
@@ -62,6 +63,7 @@ def _trials(trials: Sequence[Trial]) -> str:
         "window",
         "model",
         "rows",
+        "outside",
         "accuracy",
         "AUROC",
         "Brier",
@@ -76,6 +78,7 @@ def _trials(trials: Sequence[Trial]) -> str:
             str(e.window),
             escape(e.model) if e is trial.challenger else marked(f"{e.model} ({e.role})", "soft"),
             f"{e.rows:,}",
+            "" if e.outside is None else f"{e.outside:,}",
             _between(f"{e.accuracy:.3f}", e.intervals.get("accuracy")),
             "" if e.auroc is None else _between(f"{e.auroc:.3f}", e.intervals.get("auroc")),
             _between(f"{e.brier:.4f}", e.intervals.get("brier")),

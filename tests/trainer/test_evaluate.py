@@ -121,6 +121,8 @@ def test_a_field_of_many_values_makes_no_endless_entry() -> None:
 
 def test_the_gates_evidence_is_of_the_same_rows_over_all_windows() -> None:
     ours, theirs = [scored("loans@2", n, seed=5) for n in (3, 4)], [scored("loans@1", n, seed=6) for n in (3, 4)]
+    truth = np.random.default_rng(3).integers(-1, 3, 90)
+    assert ours[0].entry("r", "challenger", AT).outside == (truth == -1).sum() > 0
     gains = gains_of(ours, theirs)
     assert [len(g) for g in gains] == [90, 90]
     assert gains[1] == pytest.approx(theirs[1].judged.brier - ours[1].judged.brier)

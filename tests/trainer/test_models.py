@@ -80,6 +80,7 @@ def test_a_ledger_is_told_from_list_to_page_and_a_generation_is_made_again(
     assert models[1]["gain"] > 0 and models[1]["gain"] == models[1]["over 0"]
 
     shown = run("show", "desk@1")
+    assert "outside: rows whose label is none of the model's classes" in shown
     assert "made to replace:  desk@0" in shown and "generation-0" in shown and "snapshot:" in shown
     line = json.loads(run("lineage", "desk@2", "--format", "json"))
     assert [row["model"] for row in line] == ["desk@2", "desk@1", "desk@0"]
