@@ -2,7 +2,8 @@
 
     python bench/maturity.py                       the first table of docs/maturity.md
     python bench/maturity.py --cut 2010-12-01      another day
-    python bench/maturity.py --live                what is seen of the constant while its labels come, on several days
+    python bench/maturity.py --live                what is seen of the constant while its labels come, on several
+                                                  days, and which level one could have known
 
 Real loans with their real dates (examples/credit_risk.py). A lake holds what was known on the day of the cut: who had
 been charged off or had paid in full by then, and that nothing had happened within the horizon of those old enough. Its
@@ -61,6 +62,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.live:
         print_live(load_contract(CONTRACT))
+        print_level(load_contract(CONTRACT))
         return
     cut, contract, started = datetime.fromisoformat(given.cut).replace(tzinfo=UTC), load_contract(CONTRACT), time.time()
     loans = cases(contract, ROWS, SEED)
@@ -110,6 +112,24 @@ def print_live(contract: Contract) -> None:
             score = scores.brier(np.tile(constant, (len(truth), 1)), truth)
             cells += [f"{len(truth):,}", f"{(truth == 1).mean():.1%}", f"{score:.4f}"]
         print(f"| {day:%Y-%m-%d} | {cells[3]} | {cells[0]} | {cells[1]} | {cells[2]} | {cells[4]} | {cells[5]} |")
+
+
+def print_level(contract: Contract) -> None:
+    """How far off the share of charged off loans is that one could have known, at each loan after the first 10,000."""
+    loans, horizon = cases(contract, ROWS, SEED), timedelta(microseconds=contract.horizon_us)
+    issued = np.array([loan.predicted_at.timestamp() for loan in loans])
+    bad = np.array([label_by(contract, loan, loan.predicted_at + horizon) == "charged_off" for loan in loans])
+    before, after = np.concatenate([[0], np.cumsum(bad)]), np.arange(10_000, len(loans))
+    ripe = np.searchsorted(issued, issued[after] - horizon.total_seconds())  # loans that were past the horizon by then
+    print("\n| said of each loan | in the mean | what came | off by |\n|---|---:|---:|---:|")
+    said = {"the contract's 6%": np.full(len(after), (contract.output.prior or {})["charged_off"])}
+    for last in (1_000, 3_000, 10_000, len(loans)):
+        first = np.maximum(ripe - last, 0)
+        name = f"the share in the last {last:,}" if last < len(loans) else "the share in all"
+        said[f"{name} that were ripe"] = (before[ripe] - before[first]) / np.maximum(ripe - first, 1)
+    for name, level in said.items():
+        off = abs(level.mean() - bad[after].mean())
+        print(f"| {name} | {level.mean():.4f} | {bad[after].mean():.4f} | {off:.4f} |")
 
 
 def selections(config: Config, contract: Contract) -> dict[str, Selection]:

@@ -39,9 +39,6 @@ def test_the_quick_demo_gets_better_and_its_books_balance(quick_demo: QuickDemo)
     assert len(found.generations) >= 2 and len(found.served) >= 2, "a new champion was published and served"
     assert set(found.served) <= set(found.generations)
     assert "<svg" in quick_demo.report.read_text()
-    assert (quick_demo.state / "demo" / "broker").resolve() == (quick_demo.state / "broker").resolve(), (
-        "for `accrual broker`"
-    )
     assert processes_of(quick_demo.state) == []
 
 
@@ -69,4 +66,6 @@ def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:
     assert demo.returncode == 130, said
     assert "everything that was started is stopped" in said
     assert processes_of(state) == []
-    assert DevelopmentBroker(state / "broker").status() is None
+    for folder in (state, state / "demo"):  # `accrual broker` with the demo's own configuration is about the same one
+        assert DevelopmentBroker(folder / "broker").status() is None
+        assert (folder / "broker" / "server.properties").is_file(), folder
