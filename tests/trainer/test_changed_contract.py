@@ -79,7 +79,7 @@ def test_a_contract_that_reads_labels_otherwise_is_refused_and_says_what_to_do(w
     few = world.contracts[STREAM].output.classes[:-1]
     world.contracts[STREAM] = changed(world.contracts[STREAM], "output", classes=few)
     world.seal()
-    with pytest.raises(ContractError, match=r"desk@1 is of another contract: output.classes: top_up_failed removed"):
+    with pytest.raises(ContractError, match=r"desk@0 is of another contract: output.classes: top_up_failed removed"):
         world.trainer().next_step(STREAM)
     assert len(world.said()[0]) == 1
 

@@ -272,7 +272,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(world: World) -> Non
 
     assert foretold() == "desk: would wait: for a sealed window"
     world.seal()
-    expected = "desk: would train desk@1 on window 1, set off by {}\n  rows: 53 new, 7 calibrate"
+    expected = "desk: would train desk@1 on window 1, set off by {}\n  rows: 53 new, 7 to calibrate"
     assert foretold() == expected.format("a new sealed window")
     assert foretold(by_hand=True) == expected.format("by hand")
     assert trainer.next_step(STREAM), "it was not fenced"

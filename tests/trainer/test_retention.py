@@ -163,7 +163,7 @@ def test_a_probe_of_ones_own_may_have_headings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (None, "none of stsb, and as a file it cannot be read"),
+        (None, "is not stsb, the probe of models that do not write, and as a file"),
         ("a,b,1\n" * 49, "49 pairs; give at least 50"),
         ("a,b,1\n" * 60 + "a,b,much\n", "a similarity is no number"),
         ("a,b,1\n" * 60 + "a,b\n", "a line is not"),
@@ -313,5 +313,5 @@ def test_a_probe_of_generators_that_cannot_be_used_is_named(tmp_path: Path, cont
     (tmp_path / "own.csv").write_text(content)
     with pytest.raises(ContractError, match=problem):
         read_probe(str(tmp_path / "own.csv"), "text")
-    with pytest.raises(ContractError, match="'stsb' is none of writing"):
+    with pytest.raises(ContractError, match="'stsb' is not writing, the probe of models that write"):
         read_probe("stsb", "text")
