@@ -165,14 +165,13 @@ def select(lake: Lake, contract: Contract, new: Sequence[Window], seed: int) -> 
         ages = ages_of(lake, contract, max(reached, until), new[0].from_time, apart, until)
         fresh = _weighted(fresh, arrival_weights(np.array([found.delay_us for found in fresh], dtype=np.int64), ages))
     chosen = {found.row.prediction_id for found in (*fresh, *calibrate)}
-    drawn = _older(lake, contract, until, chosen, int(size * training.replay), seed)
-    older = [found for found in drawn if not found.excluded]
+    older, drawn = _older(lake, contract, until, chosen, int(size * training.replay), seed)
     replayed = {found.row.prediction_id for found in older}
 
     in_order = [found.row for found in sorted([*older, *fresh], key=lambda found: (found.at, found.row.prediction_id))]
     kept, merged = without_duplicates(in_order)
     natural = weight_by_label([found.row for found in fresh])
-    for label, weight in _natural_of(contract, drawn).items():
+    for label, weight in _natural_of(contract, older, drawn).items():
         natural[label] = natural.get(label, 0.0) + weight
     learn = balanced(kept, training.balance)
     parts = [(row, "replay" if row.prediction_id in replayed else "new") for row in (*learn, *merged)]
@@ -222,10 +221,12 @@ def _fresh(lake: Lake, contract: Contract, windows: Sequence[Window], reached: d
     return _found(lake, contract, ask, when, span)
 
 
-def _older(lake: Lake, contract: Contract, until: datetime, without: set[str], wanted: int, seed: int) -> list[Found]:
+def _older(
+    lake: Lake, contract: Contract, until: datetime, without: set[str], wanted: int, seed: int
+) -> tuple[list[Found], Mapping[str, int]]:
     """A sample of `wanted` rows before `until` that are not in `without`: at random, or evenly over strata.
 
-    Those that were drawn and are left out, which only the contract can tell, are among them, beyond those wanted.
+    And how many of each label were drawn for it, with those that are left out, which only the contract can tell.
     """
     by = contract.training.replay_by
     stratum, paths = _slice_of(contract) if by == "slice" else (by, {})
@@ -241,32 +242,30 @@ def _older(lake: Lake, contract: Contract, until: datetime, without: set[str], w
     chosen = pa.table({"prediction_id": pa.array(sorted(without), pa.string())})
     with lake.with_tables({"chosen": chosen}):
         found = _found(lake, contract, ask, "predicted_at < $until", {"until": until, "salt": f":{seed}", **paths})
-        return list(_until(found, wanted))
-
-
-def _until(coming: Iterator[Found], wanted: int) -> Iterator[Found]:
-    """Rows as they come, until `wanted` of them are not left out."""
-    while wanted > 0 and (found := next(coming, None)) is not None:
-        yield found
-        wanted -= not found.excluded
+        sample: list[Found] = []
+        drawn: Counter[str] = Counter()
+        while len(sample) < wanted and (one := next(found, None)) is not None:
+            drawn[one.row.label] += 1
+            if not one.excluded:
+                sample.append(one)
+        return sample, drawn
 
 
 def _leaves_out_exposed(contract: Contract) -> bool:
     return contract.training.control is not None and contract.training.control.weight == 0
 
 
-def _natural_of(contract: Contract, drawn: Sequence[Found]) -> Mapping[str, float]:
+def _natural_of(contract: Contract, older: Sequence[Found], drawn: Mapping[str, int]) -> Mapping[str, float]:
     """What each label would weigh among the older rows if these had been drawn at random, as many of them.
 
-    Drawn evenly over labels, each stands for as many of its label as there are of it for one that was drawn.
+    Drawn evenly over labels, a row stands for as many of its label as there are of it for one that was drawn.
     """
-    older = [found.row for found in drawn if not found.excluded]
+    weights = weight_by_label([found.row for found in older])
     if contract.training.replay_by != "label":
-        return weight_by_label(older)
-    of_label = Counter(found.row.label for found in drawn)
-    stands_for = {found.row.label: found.of_label / of_label[found.row.label] for found in drawn}
-    size = len(older) / sum(stands_for[row.label] for row in older) if older else 0.0
-    return {label: weight * stands_for[label] * size for label, weight in weight_by_label(older).items()}
+        return weights
+    stands_for = {found.row.label: found.of_label / drawn[found.row.label] for found in older}
+    size = len(older) / sum(stands_for[found.row.label] for found in older) if older else 0.0
+    return {label: weight * stands_for[label] * size for label, weight in weights.items()}
 
 
 def _found(
