@@ -66,6 +66,7 @@ class Killer:
             due = self._moments and time.monotonic() - self._start > self._moments[0]
             if due and self._worker.process.poll() is None:
                 self._worker.process.send_signal(signal.SIGKILL)
+                self._worker.process.wait()  # or the next moment, if it has come too, would kill the same one again
                 self._moments.pop(0)
                 self.killed += 1
             if time.monotonic() >= end:
