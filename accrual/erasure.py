@@ -27,7 +27,7 @@ from accrual.config import Config
 from accrual.contract import Contract
 from accrual.errors import LakeConflict, LakeUnavailable, NotFound
 from accrual.kafka import TopicNames
-from accrual.lake import Lake, WritableLake, retried
+from accrual.lake import Lake, WritableLake, json_path, retried
 from accrual.lake_tables import TABLES
 from accrual.pii import pseudonym_of
 
@@ -328,7 +328,7 @@ def _asked(names: TopicNames, subject: Subject) -> dict[str, Any]:
     return {
         "stream": subject.stream,
         "texts": subject.texts,
-        "paths": ['$."' + name.replace("\\", "\\\\").replace('"', '\\"') + '"' for name in subject.names],
+        "paths": [json_path(name) for name in subject.names],
         "entities": subject.texts if subject.by == "entity" else [],
         "predictions": names.predictions,
         "outcomes": names.outcomes,

@@ -525,6 +525,11 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def json_path(name: str) -> str:
+    """Where a field is in JSON, for the engine's functions."""
+    return '$."' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
 def retried(attempt: Callable[[], _T]) -> _T:
     """The result of the first attempt during which no other writer is faster. Raises the last one's LakeConflict."""
     for number in range(_ATTEMPTS - 1):

@@ -230,10 +230,10 @@ def _equal_widths(said: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.minimum((said * BINS).astype(np.int64), BINS - 1)
 
 
-def _gap(bins: NDArray[np.int64], differences: NDArray[np.float64], times: NDArray[np.int64] | None = None) -> float:
-    """`times`: how often each counts; once by default."""
-    weighted = differences if times is None else differences * times
-    return float(np.abs(np.bincount(bins, weights=weighted)).sum() / (len(bins) if times is None else times.sum()))
+def _gap(bins: NDArray[np.int64], differences: NDArray[np.float64], times: NDArray[np.int64] | int = 1) -> float:
+    """`times`: how often each counts."""
+    times = np.broadcast_to(times, bins.shape)
+    return float(np.abs(np.bincount(bins, weights=differences * times)).sum() / times.sum())
 
 
 def _ranks(values: Floats) -> NDArray[np.float64]:

@@ -60,12 +60,12 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=1000, help="loans in the mature window (default: %(default)s)")
     parser.add_argument("--live", action="store_true", help="score the constant on the loans that are open yet")
     given = parser.parse_args()
-    if given.live:
-        print_live(load_contract(CONTRACT))
-        print_level(load_contract(CONTRACT))
-        return
     cut, contract, started = datetime.fromisoformat(given.cut).replace(tzinfo=UTC), load_contract(CONTRACT), time.time()
     loans = cases(contract, ROWS, SEED)
+    if given.live:
+        print_live(contract, loans)
+        print_level(contract, loans)
+        return
     judged = [loan for loan in loans if loan.predicted_at >= cut][:JUDGED]
     with tempfile.TemporaryDirectory(prefix="accrual-bench-") as folder:
         config = load_config({}, state=folder)
@@ -93,12 +93,11 @@ def main() -> None:
     print(f"\n{time.time() - started:.0f} s, {len(vectors):,} vectors; {machine()}")
 
 
-def print_live(contract: Contract) -> None:
+def print_live(contract: Contract, loans: list[Case]) -> None:
     """The constant on the loans that were younger than the horizon on a day: by the outcomes that had come, and by what
     became of all of them.
     """
     horizon = timedelta(microseconds=contract.horizon_us)
-    loans = cases(contract, ROWS, SEED)
     constant = [(contract.output.prior or {})[name] for name in contract.output.classes]
     print("| day | open loans | with an outcome | charged off | Brier | in truth | Brier |")
     print("|---|---:|---:|---:|---:|---:|---:|")
@@ -114,9 +113,9 @@ def print_live(contract: Contract) -> None:
         print(f"| {day:%Y-%m-%d} | {cells[3]} | {cells[0]} | {cells[1]} | {cells[2]} | {cells[4]} | {cells[5]} |")
 
 
-def print_level(contract: Contract) -> None:
+def print_level(contract: Contract, loans: list[Case]) -> None:
     """How far off the share of charged off loans is that one could have known, at each loan after the first 10,000."""
-    loans, horizon = cases(contract, ROWS, SEED), timedelta(microseconds=contract.horizon_us)
+    horizon = timedelta(microseconds=contract.horizon_us)
     issued = np.array([loan.predicted_at.timestamp() for loan in loans])
     bad = np.array([label_by(contract, loan, loan.predicted_at + horizon) == "charged_off" for loan in loans])
     before, after = np.concatenate([[0], np.cumsum(bad)]), np.arange(10_000, len(loans))

@@ -327,8 +327,7 @@ class Trainer:
             models.append(self._predictor(challenger.digest or ""))
             check_contract(models[-1].model, models[-1].contract, contract)
         except (BundleError, ContractError) as exc:  # those that it is compared with are whole: it is this one
-            self._ledger.say([msgspec.structs.replace(challenger, state="failed", reason=str(exc), at=at)])
-            log.error("%s cannot be judged: %s", challenger.model, exc)
+            self._fail(challenger, now, str(exc))
             return
         beside = tuple(sorted({name for model in models for name in model.classes}))
         ours = self._score(contract, challenger.digest or "", judged, beside)
@@ -338,8 +337,7 @@ class Trainer:
             return
         theirs = self._score(contract, champion.bundle, judged, beside)
         if leak := self._leak([challenger.digest or "", champion.bundle], ours):
-            self._ledger.say([msgspec.structs.replace(challenger, state="failed", reason=leak, at=at)])
-            log.error("%s cannot be judged on window %d: %s", ours[-1].model, now.window, leak)
+            self._fail(challenger, now, leak)
             return
         [zero] = self._score(contract, zero_bundle, [now], beside)
         gains = gains_of(ours, theirs)
@@ -364,6 +362,11 @@ class Trainer:
         if verdict.verdict != "wait":
             self._scored = self._of_other_streams(contract.stream)
         log.info("%s is %s, judged on window %d: %s", ours[-1].model, concluded.state, now.window, verdict.reason)
+
+    def _fail(self, challenger: Run, window: Window, reason: str) -> None:
+        """Say that a challenger cannot be judged, and why."""
+        self._ledger.say([msgspec.structs.replace(challenger, state="failed", reason=reason, at=self._now())])
+        log.error("%s cannot be judged on window %d: %s", challenger.model, window.window, reason)
 
     def _leak(self, bundles: Sequence[str], judged: Sequence[Scored]) -> str:
         """What is wrong if one of two models learned from a row that is to judge it; empty if neither did."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import islice
@@ -47,9 +46,15 @@ class Scored(msgspec.Struct, frozen=True):
     combination: NDArray[np.int32]
     counts: NDArray[np.float64]
 
-    def inside(self, name: str) -> NDArray[np.bool_]:
-        """By row, whether it is in a slice."""
-        return np.array([name in names for names in self.combinations], dtype=np.bool_)[self.combination]
+    def rows_by_slice(self) -> dict[str, NDArray[np.int64]]:
+        """The places of each slice's rows, in order, by the slice's name."""
+        ends = np.cumsum(np.bincount(self.combination, minlength=len(self.combinations)))[:-1]
+        rows = np.split(np.argsort(self.combination, kind="stable"), ends)  # of each combination
+        found: dict[str, list[NDArray[np.int64]]] = {}
+        for names, of_names in zip(self.combinations, rows, strict=False):  # one empty part where there are none
+            for name in names:
+                found.setdefault(name, []).append(of_names)
+        return {name: np.sort(np.concatenate(parts)) for name, parts in found.items()}
 
     def entry(
         self,
@@ -85,20 +90,13 @@ class Scored(msgspec.Struct, frozen=True):
         )
 
     def _slice_scores(self, loss_at_most: Mapping[str, float]) -> list[SliceScores]:
-        found = []
-        for name, rows in self._largest_slices():
-            inside = self.inside(name)
+        """Of the `MOST_SLICES` slices with the most rows, by name."""
+        rows, found = self.rows_by_slice(), []
+        for name in sorted(sorted(rows, key=lambda name: -len(rows[name]))[:MOST_SLICES]):
+            inside = rows[name]
             accuracy, brier = self.judged.hits[inside].mean(), self.judged.brier[inside].mean()
-            found.append(SliceScores(name, rows, float(accuracy), float(brier), loss_at_most.get(name)))
+            found.append(SliceScores(name, len(inside), float(accuracy), float(brier), loss_at_most.get(name)))
         return found
-
-    def _largest_slices(self) -> list[tuple[str, int]]:
-        """The `MOST_SLICES` slices with the most rows, by name, and how many each has."""
-        rows: Counter[str] = Counter()
-        sizes = np.bincount(self.combination, minlength=len(self.combinations)).tolist()
-        for names, size in zip(self.combinations, sizes, strict=True):
-            rows.update(dict.fromkeys(names, size))
-        return sorted(rows.most_common(MOST_SLICES))
 
 
 def check_contract(model: str, then: Contract, contract: Contract) -> None:
@@ -177,15 +175,8 @@ def by_slice(parts: Sequence[Scored], gains: Sequence[NDArray[np.float64]]) -> d
     """The gains of each slice's rows, over all windows, by name."""
     found: dict[str, list[NDArray[np.float64]]] = {}
     for part, of_part in zip(parts, gains, strict=True):
-        places: dict[str, list[int]] = {}  # of the combinations that a slice is in
-        for place, names in enumerate(part.combinations):
-            for name in names:
-                places.setdefault(name, []).append(place)
-        ends = np.cumsum(np.bincount(part.combination, minlength=len(part.combinations)))[:-1]
-        rows = np.split(np.argsort(part.combination, kind="stable"), ends)  # of each combination
-        for name, of_slice in places.items():
-            inside = np.sort(np.concatenate([rows[place] for place in of_slice]))
-            found.setdefault(name, []).append(of_part[inside])
+        for name, rows in part.rows_by_slice().items():
+            found.setdefault(name, []).append(of_part[rows])
     return {name: np.concatenate(found[name]) for name in sorted(found)}
 
 

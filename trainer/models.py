@@ -135,7 +135,7 @@ def compare(first: _Model, second: _Model, form: _Format = Format.TABLE) -> None
         two = [candidate(known, first), candidate(known, second)]
         if two[0].stream != two[1].stream:
             raise ConfigError(f"{first} and {second} are models of different streams: their rows are not the same")
-        made = _matrix(config, lake, two)
+        made = _matrix(config, _contract(config, two[0].stream), lake, two)
     rows = [
         {
             "window": window,
@@ -178,11 +178,11 @@ def matrix_(
 ) -> None:
     """Score every published generation on the held-out rows of every window: transfer and forgetting."""
     config = load_config()
-    _contract(config, stream)
+    contract = _contract(config, stream)
     if json is not None:
         check_file(json)
     with open_lake(config) as lake:
-        made = _matrix(config, lake, champions(candidates(lake, stream)))
+        made = _matrix(config, contract, lake, champions(candidates(lake, stream)))
     if not made.windows:
         raise NotFound(f"no sealed window of {stream} holds a held-out row yet")
     columns = ["model", *(str(window) for window in made.windows)]
@@ -214,7 +214,7 @@ def report(
         of_stream = [other for other in known if other.stream == one.stream]
         contract = _contract(config, one.stream)
         examined = examine_last_window(config, contract, lake, of_stream, one) if one.trials else None
-        made = _matrix(config, lake, champions(of_stream))
+        made = _matrix(config, contract, lake, champions(of_stream))
     to.write_text(render(one, of_stream, examined, made), encoding="utf-8")
     typer.echo(f"{to}: open it in a browser.")
 
@@ -294,14 +294,13 @@ def _contract(config: Config, stream: str) -> Contract:
     return contracts[stream]
 
 
-def _matrix(config: Config, lake: Lake, models: Sequence[Candidate]) -> Matrix:
+def _matrix(config: Config, contract: Contract, lake: Lake, models: Sequence[Candidate]) -> Matrix:
     """On the windows that are sealed now, each as it was then. Progress on stderr."""
     from trainer.matrix import matrix
     from trainer.select import sealed_windows
 
     if not models:
         raise NotFound("no model of this stream is published yet")
-    contract = _contract(config, models[0].stream)
     windows = sealed_windows(lake, contract.stream)
     return matrix(config, contract, models, windows, lambda models: _tracked(models, "scoring"))
 

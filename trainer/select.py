@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from accrual.contract import Contract
-from accrual.lake import Lake
+from accrual.lake import Lake, json_path
 from accrual.watermark import watermark_of
 from trainer.cohort import ages_of, arrival_weights
 from trainer.pool import Found, Pool
@@ -299,8 +299,15 @@ def _read(contract: Contract, found: Mapping[str, Any], read_by: Contract | None
     if excluded in (None, "held_out"):  # what is held out judges, so it must be a row that counts
         outside = not contract.output.accepts(row.label)
         excluded = "outside" if outside else "exposed" if weight == 0 else excluded
-    rarity = found["of_label"], found["of_slice"]
-    return Found(row, found["predicted_at"], found["delay_us"], found["margin"], excluded, *rarity)
+    return Found(
+        row,
+        found["predicted_at"],
+        found["delay_us"],
+        found["margin"],
+        excluded,
+        of_label=found["of_label"],
+        of_slice=found["of_slice"],
+    )
 
 
 def _digits_below(share: float) -> str:
@@ -323,7 +330,7 @@ def _slice_of(contract: Contract) -> tuple[str, dict[str, str]]:
         found = []
         for name in (own, *contract.inputs[own].names_before):
             found.append(f"json_extract_string(inputs, $path_{len(paths)})")
-            paths[f"path_{len(paths)}"] = '$."' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
+            paths[f"path_{len(paths)}"] = json_path(name)
         values.append(f"coalesce({', '.join(found)})")
     return f"to_json([{', '.join(values)}])", paths
 

@@ -92,7 +92,7 @@ def test_a_window_is_scored_the_same_however_many_rows_are_read_and_scored_at_on
     for name in ("brier", "log_loss", "hits", "said", "happened"):
         assert getattr(pieces.judged, name) == pytest.approx(getattr(whole.judged, name), abs=1e-5)
     assert np.ptp(whole.judged.brier) > 0.1, "or their order would not matter"
-    assert np.flatnonzero(pieces.inside("queue=q3")).tolist() == [i for i, n in enumerate(oldest_first) if n % 4 == 3]
+    assert pieces.rows_by_slice()["queue=q3"].tolist() == [i for i, n in enumerate(oldest_first) if n % 4 == 3]
     for made, wanted in zip(*(one.entry("r", "champion", AT).slices for one in (pieces, whole)), strict=True):
         assert (made.name, made.rows, made.accuracy) == (wanted.name, wanted.rows, wanted.accuracy)
 
@@ -130,7 +130,8 @@ def test_the_gates_evidence_is_of_the_same_rows_over_all_windows() -> None:
     assert slices["grade=2"] == pytest.approx(np.concatenate([g[2::3] for g in gains]))
     assert sum(len(slices[f"term={n}"]) for n in (0, 1)) == 180
     for name, found in slices.items():
-        inside = [g[part.inside(name)] for part, g in zip(ours, gains, strict=True)]
+        belongs = [np.array([name in names for names in part.combinations])[part.combination] for part in ours]
+        inside = [g[rows] for g, rows in zip(gains, belongs, strict=True)]
         assert found.tolist() == np.concatenate(inside).tolist(), "row by row, in order"
     both = [np.concatenate([getattr(part.judged, name) for part in ours]) for name in ("said", "happened")]
     assert calibration_error_of(ours) == scores.calibration_error_of(*both)
